@@ -1,0 +1,197 @@
+"""The pipeline file as types: what a user may write, with what each choice trades off.
+
+Reading and cross-checking live in `load.py`; nothing here touches a file. All durations are kept as the
+user wrote them; `*_ms` properties give milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from models.clock import duration_ms
+
+__all__ = [
+    "BooleanField", "CategoryField", "Detector", "EntityField", "Field", "GeoField", "IdField", "Labels",
+    "NumberField", "Pipeline", "Policy", "Profile", "State", "Stream", "TimeField", "Window",
+]  # fmt: skip
+
+Duration = Annotated[str, Meta(pattern=r"^\d+(\.\d+)?(ms|s|m|h|d|w)$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+PipelineName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file: immutable, and a key nobody reads is an error."""
+
+
+class _Field(_Part, tag_field="type"):
+    source: str | None = None  # the event's JSON key or CSV column; the field's own name when left out
+    required: bool = True  # False: may be missing or null; a `missing` feature says so
+
+
+class IdField(_Field, tag="id"):
+    """Text or integer that names one event."""
+
+
+class TimeField(_Field, tag="time"):
+    """When the event happened. `unit` is the text form or the integer's unit."""
+
+    unit: Literal["ms", "s", "iso8601"] = "iso8601"
+
+
+class EntityField(_Field, tag="entity"):
+    """Text or integer that names a card, merchant, device, machine, …"""
+
+
+class NumberField(_Field, tag="number"):
+    """A finite number. `transform` is applied before the detector sees it."""
+
+    unit: str = ""  # for people: reports, alerts, the console
+    min: float | None = None
+    max: float | None = None
+    transform: Literal["linear", "log1p", "asinh"] = "linear"  # log1p needs min >= 0
+
+
+class CategoryField(_Field, tag="category"):
+    """Text, integer or boolean from a set nobody has to list.
+
+    Values are hashed into `buckets` embedding rows: more rows, fewer collisions, a larger model.
+    """
+
+    buckets: Annotated[int, Meta(ge=4, le=65536)] = 64
+
+
+class BooleanField(_Field, tag="boolean"):
+    """true or false."""
+
+
+class GeoField(_Field, tag="geo"):
+    """A position in degrees, read from two JSON keys."""
+
+    latitude: str = "latitude"
+    longitude: str = "longitude"
+
+
+Field = IdField | TimeField | EntityField | NumberField | CategoryField | BooleanField | GeoField
+
+
+class Stream(_Part):
+    """`[pipeline]`: what an event is and how it reaches the worker."""
+
+    name: PipelineName
+    entity: str
+    event_id: str
+    time: str
+    keyed_by_entity: bool = True  # False: records come under any key and are re-keyed by an ingest agent
+    max_future: Duration = "5m"  # an event further ahead of the broker's clock is a bad event
+
+    @property
+    def max_future_ms(self) -> int:
+        return duration_ms(self.max_future)
+
+
+class Window(_Part):
+    """`[window]`: how much of an entity's past the detector sees."""
+
+    length: Annotated[int, Meta(ge=2, le=512)] = 32  # events; state size and scoring cost grow with it
+    horizons: Annotated[list[Duration], Meta(min_length=1, max_length=8)] = msgspec.field(
+        default_factory=lambda: ["1h", "1d", "7d", "30d"]
+    )
+
+    @property
+    def horizons_ms(self) -> list[int]:
+        return [duration_ms(h) for h in self.horizons]
+
+
+class Profile(_Part):
+    """`[profiles.<name>]`: what is remembered of a merchant, device, … across all entities."""
+
+    key: str
+    amount: str | None = None  # a number field summed beside the count
+    half_lives: Annotated[list[Duration], Meta(min_length=1, max_length=4)] = msgspec.field(
+        default_factory=lambda: ["1d", "7d", "30d"]
+    )
+    # An event sees what reached the profile at least this long before it. It hides differences in progress
+    # between partitions and labels, so replay and live agree: shorter is fresher, longer tolerates more skew.
+    delay: Duration = "1h"
+
+    @property
+    def half_lives_ms(self) -> list[int]:
+        return [duration_ms(h) for h in self.half_lives]
+
+    @property
+    def delay_ms(self) -> int:
+        return duration_ms(self.delay)
+
+
+class Labels(_Part):
+    """`[labels]`: how verdicts arrive on `<pipeline>.labels`."""
+
+    verdict: str = "is_fraud"  # JSON key: true, false, 1 or 0
+    time: str = "label_time"  # JSON key: when the label arrived, in the unit of the time field
+    maturity: Duration = "7d"  # an event this old without a fraud label counts as legitimate in training
+
+    @property
+    def maturity_ms(self) -> int:
+        return duration_ms(self.maturity)
+
+
+class Detector(_Part):
+    """`[detector]`: the model that reads the window."""
+
+    architecture: Literal["gru"] = "gru"
+    hidden: Annotated[int, Meta(ge=4, le=1024)] = 64
+    embedding: Annotated[int, Meta(ge=1, le=64)] = 8  # numbers a category is turned into
+
+
+class Policy(_Part):
+    """`[policy]`: when a score becomes an alert."""
+
+    alerts_per_day: Annotated[float, Meta(gt=0)] = 100.0  # the threshold is set to this budget at training
+    reasons: Annotated[int, Meta(ge=1, le=20)] = 3  # reason codes in an alert
+
+
+class State(_Part):
+    """`[state]`: how long Redis keeps an entity nobody hears of."""
+
+    ttl: Duration = "90d"
+
+    @property
+    def ttl_ms(self) -> int:
+        return duration_ms(self.ttl)
+
+
+class Pipeline(_Part):
+    """A whole pipeline file. `fields` keeps the file's order, which fixes every layout derived from it."""
+
+    pipeline: Stream
+    fields: dict[Name, Field]
+    window: Window = Window()
+    profiles: dict[Name, Profile] = {}
+    labels: Labels = Labels()
+    detector: Detector = Detector()
+    policy: Policy = Policy()
+    state: State = State()
+
+    @property
+    def name(self) -> str:
+        return self.pipeline.name
+
+    @property
+    def entity(self) -> str:
+        return self.pipeline.entity
+
+    def of_type(self, kind: type[_Field]) -> list[str]:
+        """Names of the fields of one type, in file order."""
+        return [name for name, field in self.fields.items() if isinstance(field, kind)]
+
+    def json_key(self, name: str) -> str:
+        """The key under which an event carries a field (not for geo, which has two)."""
+        return self.fields[name].source or name
+
+    def topic(self, kind: str) -> str:
+        """`<pipeline>.<kind>`: events, labels, alerts, scores, dead-letter, models, ingest."""
+        return f"{self.name}.{kind}"
