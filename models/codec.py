@@ -1,0 +1,357 @@
+"""Bytes on a topic to columns in memory, and back. Everything is derived from the pipeline file.
+
+A record that cannot be used never stops a batch: it comes back as a `BadRecord` with a stable reason code
+and a detail that names the field, the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from models.clock import to_iso
+from models.columns import Columns, columns_to_batch, identifier
+from models.errors import EventError, shorten
+from models.events import EventBatch, LabelBatch
+from models.features.layout import Layout
+from models.pipeline.spec import (
+    BooleanField,
+    CategoryField,
+    EntityField,
+    GeoField,
+    IdField,
+    NumberField,
+    Pipeline,
+    TimeField,
+)  # fmt: skip
+
+__all__ = ["MAX_BYTES", "REASONS", "BadRecord", "Codec", "Decoded", "DecodedLabels", "columns_to_batch"]
+
+REASONS = {
+    "empty": "the record has no value",
+    "size": "the record is larger than MAX_BYTES",
+    "encoding": "the bytes are not UTF-8",
+    "json": "the text is not JSON",
+    "schema": "a field is missing or of another type",
+    "range": "a number is outside the field's limits",
+    "time": "the event time is outside the years 1970 to 2100",
+    "future": "the event time is further ahead of the broker's clock than pipeline.max_future",
+    "key": "the record's key is not the event's entity",
+}
+MAX_BYTES = 65_536  # an event of this size is a mistake or an attack; decoding it would stall the batch
+MAX_TEXT = 256  # characters of an identifier or category: each is kept in keys, states or alerts
+LATEST_MS = 4_102_444_800_000  # 2100-01-01
+
+Text = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that was refused: its position in the input, a key of REASONS, and the particulars."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`good[i]` is the position in the input of event i of the batch."""
+
+    batch: EventBatch
+    good: NDArray[np.int64]
+    bad: list[BadRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedLabels:
+    """As Decoded, for labels."""
+
+    batch: LabelBatch
+    good: NDArray[np.int64]
+    bad: list[BadRecord]
+
+
+class Codec:
+    """Encodes and decodes one pipeline's events and labels."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.time_unit = _time_unit(pipeline)
+        self.layout = Layout(pipeline)
+        members = [m for name in pipeline.fields for m in self._members(name)]
+        self._columns = tuple(column for column, _, _ in members)
+        # columns of positions have dots in their names; attributes of a struct cannot
+        self._event = _decoder("Event", [(f"c{i}", key, kind) for i, (_, key, kind) in enumerate(members)])
+        self._label = _decoder("Label", self._label_members())
+        self._encode = msgspec.json.Encoder().encode
+
+    def decode(
+        self,
+        values: Sequence[bytes | None],
+        append_ms: NDArray[np.int64],
+        keys: Sequence[bytes | None] | None = None,
+    ) -> Decoded:
+        """Events of M record values.
+
+        append_ms: int64 (M,), the broker's clock when it took each record, against which the future is
+        measured. keys: the records' keys, to be checked against the entity; None leaves that out.
+        """
+        structs, good, bad = _decode_each(self._event, values)
+        columns = _as_columns(structs, self._columns)
+        refused = self._refused(columns, append_ms[good])
+        if keys is not None:
+            self._refuse_keys(columns, [keys[i] for i in good.tolist()], refused)
+        batch = columns_to_batch(self.layout, columns)
+        if not refused:
+            return Decoded(batch, good, bad)
+        bad += [BadRecord(int(good[i]), reason, detail) for i, (reason, detail) in refused.items()]
+        keep = np.array([i for i in range(len(good)) if i not in refused], dtype=np.int64)
+        return Decoded(batch.take(keep), good[keep], sorted(bad, key=lambda b: b.index))
+
+    def decode_labels(self, values: Sequence[bytes | None], append_ms: NDArray[np.int64]) -> DecodedLabels:
+        """Labels of M record values. A label that arrives before it was appended is as bad as such an event."""
+        structs, good, bad = _decode_each(self._label, values)
+        times = np.array([self._time_ms(s.time) for s in structs], dtype=np.int64)
+        refused = self._refused_times(times, append_ms[good])
+        bad += [BadRecord(int(good[i]), reason, detail) for i, (reason, detail) in refused.items()]
+        keep = [i for i in range(len(structs)) if i not in refused]
+        structs = [structs[i] for i in keep]
+        batch = LabelBatch(
+            event_id=[str(s.event_id) for s in structs],
+            time_M=times[keep],
+            fraud_M=np.array([bool(s.verdict) for s in structs], dtype=bool),
+            profile_keys={
+                name: [identifier(getattr(s, f"key_{profile.key}")) for s in structs]
+                for name, profile in self.pipeline.profiles.items()
+            },
+        )
+        return DecodedLabels(batch, good[keep], sorted(bad, key=lambda b: b.index))
+
+    def decode_one(self, value: bytes) -> dict[str, Any]:
+        """The JSON object of one event, as it came. Raises EventError."""
+        try:
+            return dict(msgspec.json.decode(value, type=dict[str, Any]))
+        except _DECODE_ERRORS as error:
+            raise EventError(*_reason(error, value)) from error
+
+    def encode_event(self, row: Mapping[str, Any]) -> bytes:
+        """The JSON of one event.
+
+        row: by field name (positions: `<field>.latitude` and `<field>.longitude`); the time in epoch
+        milliseconds. None and NaN mean missing and are left out.
+        """
+        out: dict[str, Any] = {}
+        for name, field in self.pipeline.fields.items():
+            if isinstance(field, GeoField):
+                parts = ((field.latitude, f"{name}.latitude"), (field.longitude, f"{name}.longitude"))
+                out.update({key: float(row[part]) for key, part in parts if not _missing(row.get(part))})
+            elif not _missing(row.get(name)):
+                key = self.pipeline.json_key(name)
+                out[key] = self._external_time(int(row[name])) if isinstance(field, TimeField) else _plain(row[name])
+        return self._encode(out)
+
+    def encode_label(self, event_id: object, time_ms: int, fraud: bool, keys: Mapping[str, object]) -> bytes:
+        """The JSON of one label that arrived at `time_ms`; keys: entity fields by name, for shared profiles."""
+        labels = self.pipeline.labels
+        out: dict[str, Any] = {
+            self.pipeline.json_key(self.pipeline.pipeline.event_id): _plain(event_id),
+            labels.verdict: int(fraud),
+            labels.time: self._external_time(time_ms),
+        }
+        out.update({self.pipeline.json_key(name): _plain(key) for name, key in keys.items() if not _missing(key)})
+        return self._encode(out)
+
+    def _members(self, name: str) -> list[tuple[str, str, Any]]:
+        """(column, JSON key, type) of one field; two for a position."""
+        field = self.pipeline.fields[name]
+        if isinstance(field, GeoField):
+            kinds = (("latitude", field.latitude), ("longitude", field.longitude))
+            return [(f"{name}.{part}", key, _optional(float, field.required)) for part, key in kinds]
+        kind: Any
+        if isinstance(field, IdField | EntityField):
+            kind = Text | Whole
+        elif isinstance(field, TimeField):
+            kind = _time_type(field.unit)
+        elif isinstance(field, NumberField):
+            kind = float
+        elif isinstance(field, CategoryField):
+            kind = Annotated[str, Meta(max_length=MAX_TEXT)] | Whole | bool
+        elif isinstance(field, BooleanField):
+            kind = Annotated[int, Meta(ge=0, le=1)] | bool
+        return [(name, self.pipeline.json_key(name), _optional(kind, field.required))]
+
+    def _label_members(self) -> list[tuple[str, str, Any]]:
+        spec = self.pipeline
+        fields = {profile.key for profile in spec.profiles.values()}
+        verdict = Annotated[int, Meta(ge=0, le=1)] | bool
+        return [
+            ("event_id", spec.json_key(spec.pipeline.event_id), Text | Whole),
+            ("verdict", spec.labels.verdict, verdict),
+            ("time", spec.labels.time, _time_type(self.time_unit)),
+            *((f"key_{name}", spec.json_key(name), Text | Whole | None) for name in sorted(fields)),
+        ]
+
+    def _time_ms(self, value: Any) -> int:
+        if isinstance(value, datetime.datetime):
+            if value.tzinfo is None:
+                value = value.replace(tzinfo=datetime.UTC)
+            return int((value - _EPOCH) / _MILLISECOND + 0.5)
+        return round(float(value) * 1000) if self.time_unit == "s" else int(value)
+
+    def _external_time(self, ms: int) -> str | int | float:
+        if self.time_unit == "iso8601":
+            return to_iso(ms)
+        return ms / 1000 if self.time_unit == "s" else ms
+
+    def _refused(self, columns: Columns, append_ms: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
+        """Positions of the events that decode but break a rule; times become epoch ms on the way."""
+        time = self.pipeline.pipeline.time
+        columns[time] = np.array([self._time_ms(v) for v in columns[time]], dtype=np.int64)
+        refused = self._refused_times(columns[time], append_ms)
+        for name, low, high in self._limits():
+            column = columns[name] = _float_column(columns[name])
+            with np.errstate(invalid="ignore"):
+                outside = (column < low) | (column > high)
+            for i in np.flatnonzero(outside).tolist():
+                refused[i] = ("range", f"{name} = {column[i]}: expected a number from {low} to {high}")
+        for name in self.pipeline.of_type(GeoField):
+            half = np.isnan(columns[f"{name}.latitude"]) != np.isnan(columns[f"{name}.longitude"])
+            for i in np.flatnonzero(half).tolist():
+                refused[i] = ("schema", f"{name}: one of latitude and longitude is missing: expected both or neither")
+        return refused
+
+    def _limits(self) -> list[tuple[str, float, float]]:
+        limits = []
+        for name, field in self.pipeline.fields.items():
+            if isinstance(field, NumberField):
+                low = -np.finfo(np.float32).max if field.min is None else field.min
+                high = np.finfo(np.float32).max if field.max is None else field.max
+                limits.append((name, float(low), float(high)))
+            elif isinstance(field, GeoField):
+                limits += [(f"{name}.latitude", -90.0, 90.0), (f"{name}.longitude", -180.0, 180.0)]
+        return limits
+
+    def _refused_times(self, times: NDArray[np.int64], append_ms: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
+        refused: dict[int, tuple[str, str]] = {}
+        limit = append_ms + self.pipeline.pipeline.max_future_ms
+        for i in np.flatnonzero((times <= 0) | (times >= LATEST_MS)).tolist():
+            refused[i] = ("time", f"time = {times[i]} ms: expected the years 1970 to 2100")
+        for i in np.flatnonzero((times > limit) & (times < LATEST_MS)).tolist():
+            ahead = f"expected at most {self.pipeline.pipeline.max_future} after {to_iso(int(append_ms[i]))}"
+            refused[i] = ("future", f"time = {to_iso(int(times[i]))}: {ahead}")
+        return refused
+
+    def _refuse_keys(self, columns: Columns, keys: list[bytes | None], refused: dict[int, tuple[str, str]]) -> None:
+        for i, (key, entity) in enumerate(zip(keys, columns[self.pipeline.entity], strict=True)):
+            if key != str(entity).encode():
+                # no values here: keys and entities are card numbers
+                what = "nothing" if key is None else f"{len(key)} other bytes"
+                refused[i] = ("key", f"record key is {what}: expected the event's {self.pipeline.entity}")
+
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MILLISECOND = datetime.timedelta(milliseconds=1)
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, ValueError)
+
+
+def _time_unit(pipeline: Pipeline) -> str:
+    field = pipeline.fields[pipeline.pipeline.time]
+    assert isinstance(field, TimeField)  # checked when the file was read
+    return field.unit
+
+
+def _time_type(unit: str) -> Any:
+    if unit == "iso8601":
+        return datetime.datetime
+    limit = 10**11 if unit == "s" else 10**14  # far outside 1970 to 2100, and safe to multiply
+    whole = Annotated[int, Meta(ge=-limit, le=limit)]
+    return Annotated[float, Meta(ge=-limit, le=limit)] if unit == "s" else whole
+
+
+def _optional(kind: Any, required: bool) -> Any:
+    return kind if required else kind | None
+
+
+def _decoder(name: str, members: list[tuple[str, str, Any]]) -> msgspec.json.Decoder[Any]:
+    """A decoder for objects with these members; an optional member defaults to None."""
+    fields: list[Any] = []
+    for attribute, _, kind in members:
+        optional = type(None) in getattr(kind, "__args__", ())
+        fields.append((attribute, kind, None) if optional else (attribute, kind))
+    keys = {attribute: key for attribute, key, _ in members}
+    struct = msgspec.defstruct(name, fields, rename=keys, kw_only=True, gc=False)
+    return msgspec.json.Decoder(struct)
+
+
+def _decode_each(
+    decoder: msgspec.json.Decoder[Any], values: Sequence[bytes | None]
+) -> tuple[list[Any], NDArray[np.int64], list[BadRecord]]:
+    """All at once while nothing is wrong; one by one, to find what is, when something is."""
+    decode = decoder.decode
+    if all(value is not None and len(value) <= MAX_BYTES for value in values):
+        try:
+            return [decode(value) for value in values], np.arange(len(values)), []  # type: ignore[arg-type]
+        except _DECODE_ERRORS:
+            pass
+    structs, good, bad = [], [], []
+    for i, value in enumerate(values):
+        try:
+            structs.append(_decode_one(decode, value))
+            good.append(i)
+        except EventError as error:
+            bad.append(BadRecord(i, error.reason, error.detail))
+    return structs, np.array(good, dtype=np.int64), bad
+
+
+def _decode_one(decode: Any, value: bytes | None) -> Any:
+    if not value:
+        raise EventError("empty", "value = nothing: expected a JSON object")
+    if len(value) > MAX_BYTES:
+        raise EventError("size", f"value has {len(value)} bytes: expected at most {MAX_BYTES}")
+    try:
+        return decode(value)
+    except _DECODE_ERRORS as error:
+        raise EventError(*_reason(error, value)) from error
+
+
+def _reason(error: Exception, value: bytes) -> tuple[str, str]:
+    """Which of REASONS a decoding failure is. msgspec names the field; it never quotes the payload."""
+    if isinstance(error, msgspec.ValidationError | RecursionError | OverflowError):
+        return "schema", str(error)
+    try:
+        value.decode()
+    except UnicodeDecodeError as wrong:
+        return "encoding", f"byte {wrong.start} = {shorten(value[wrong.start : wrong.start + 1])}: expected UTF-8"
+    return "json", str(error)
+
+
+def _as_columns(structs: list[Any], names: tuple[str, ...]) -> Columns:
+    """The structs' members c0, c1, … as columns of these names."""
+    if not structs:
+        return {name: [] for name in names}
+    rows = map(attrgetter(*(f"c{i}" for i in range(len(names)))), structs)
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _float_column(column: Any) -> NDArray[np.float64]:
+    return np.array([math.nan if v is None else v for v in column], dtype=np.float64)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python's own, which JSON can carry."""
+    return value.item() if isinstance(value, np.generic) else value

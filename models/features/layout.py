@@ -1,0 +1,125 @@
+"""Names and positions of everything derived from a pipeline: value columns, state bytes, model inputs.
+
+An entity's state is one fixed-size record (`state_dtype`), little-endian and packed, so that a batch of
+states is one numpy view over the bytes Redis returned. Its first two members say which version of this
+file and which pipeline wrote it.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import msgspec
+import numpy as np
+
+from models.features.encoded import InputSpec
+from models.pipeline.spec import (
+    BooleanField,
+    CategoryField,
+    EntityField,
+    GeoField,
+    NumberField,
+    Pipeline,
+    Profile,
+)  # fmt: skip
+
+__all__ = ["BUCKETS_PER_HALF_LIFE", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout"]
+
+STATE_VERSION = 1
+
+# A shared profile counts in whole buckets of time, a sixth of a half-life each. A reader sees VISIBLE_SLOTS
+# of them (5.3 half-lives, which leaves out 2.5 % of the weight); the rest of the ring lets one partition run
+# ahead of another by 8 buckets before what the slower one still needs is overwritten.
+BUCKETS_PER_HALF_LIFE = 6
+VISIBLE_SLOTS = 32
+RING_SLOTS = 40
+
+SLOT = np.dtype([("bucket", "<i4"), ("count", "<u4"), ("labels", "<u4"), ("frauds", "<u4"), ("amount", "<i8")])
+
+
+class Layout:
+    """Derived from a pipeline once; columns keep the order of the pipeline file.
+
+    values: numbers, booleans, then the two degrees of each position. hashes: categories, then entities
+    other than the key. numbers: positions in `values` of the number fields, which are aggregated.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.number_names = tuple(pipeline.of_type(NumberField))
+        self.boolean_names = tuple(pipeline.of_type(BooleanField))
+        self.geo_names = tuple(pipeline.of_type(GeoField))
+        self.category_names = tuple(pipeline.of_type(CategoryField))
+        self.other_entities = tuple(n for n in pipeline.of_type(EntityField) if n != pipeline.entity)
+        degrees = tuple(f"{name}.{part}" for name in self.geo_names for part in ("latitude", "longitude"))
+        self.values = self.number_names + self.boolean_names + degrees
+        self.hashes = self.category_names + self.other_entities
+        self.optional_values = tuple(n for n in self.values if not pipeline.fields[n.split(".")[0]].required)
+        self.length = pipeline.window.length
+        self.state_dtype = self._state_dtype()
+        self.layout_id = self._layout_id()
+        self.inputs = InputSpec(self._x_names(), self._codes(), self._context_names(), self.length)
+
+    def empty_states(self, count: int) -> np.ndarray:
+        """States of entities never heard of: structured (N,)."""
+        states = np.zeros(count, self.state_dtype)
+        states["version"], states["layout"] = STATE_VERSION, self.layout_id
+        return states
+
+    def profile_id(self, profile: Profile) -> int:
+        """32 bits that change when stored rings of this profile could no longer be read."""
+        return zlib.crc32(msgspec.json.encode([RING_SLOTS, BUCKETS_PER_HALF_LIFE, profile.half_lives_ms]))
+
+    def empty_profiles(self, profile: Profile, count: int) -> np.ndarray:
+        """Profiles never heard of: structured (P, half-lives, RING_SLOTS), all 0: no slot holds anything."""
+        return np.zeros((count, len(profile.half_lives), RING_SLOTS), SLOT)
+
+    def _state_dtype(self) -> np.dtype:
+        row = np.dtype([
+            ("time", "<i8"), ("id", "<u8"),
+            ("values", "<f4", (len(self.values),)), ("hashes", "<u4", (len(self.hashes),)),
+        ])  # fmt: skip
+        horizons, numbers = len(self.pipeline.window.horizons), len(self.number_names)
+        return np.dtype([
+            ("version", "<u2"), ("layout", "<u4"),
+            ("count", "<i8"),  # events ever applied
+            ("clock", "<i8"),  # the greatest event time applied, epoch ms
+            # decayed to `clock`, one time constant a horizon: Σ e^(−age/horizon) of 1 (events), then for each
+            # number that is present of 1, x and x²
+            ("decayed", "<f8", (horizons, 1 + 3 * numbers)),
+            ("rows", row, (self.length,)),  # oldest first; rows at the end are the newest
+        ])  # fmt: skip
+
+    def _layout_id(self) -> int:
+        facts = [self.values, self.hashes, self.length, self.pipeline.window.horizons_ms]
+        return zlib.crc32(msgspec.json.encode(facts))
+
+    def _x_names(self) -> tuple[str, ...]:
+        names = [*self.number_names, *self.boolean_names]
+        names += [f"{n}.missing" for n in names if n in self.optional_values]
+        for geo in self.geo_names:
+            names += [f"{geo}.distance", f"{geo}.speed"]
+            names += [f"{geo}.missing"] if not self.pipeline.fields[geo].required else []
+        names += [f"{n}.repeated" for n in self.other_entities]
+        return (*names, "gap", "hour_sin", "hour_cos", "week_sin", "week_cos")
+
+    def _codes(self) -> tuple[tuple[str, int], ...]:
+        fields = self.pipeline.fields
+        return tuple((n, f.buckets) for n in self.category_names if isinstance(f := fields[n], CategoryField))
+
+    def _context_names(self) -> tuple[str, ...]:
+        names = ["history"]
+        for number in self.number_names:
+            names += [f"{number}.over_median"]
+        names += [f"{n}.seen" for n in self.hashes]
+        for horizon in self.pipeline.window.horizons:
+            names.append(f"count.{horizon}")
+            for number in self.number_names:
+                names += [f"{number}.{stat}.{horizon}" for stat in ("sum", "mean", "deviation", "zscore")]
+            names += [f"{n}.distinct.{horizon}" for n in self.hashes]
+        for name, profile in self.pipeline.profiles.items():
+            for half_life in profile.half_lives:
+                stats = ["count", "fraud_rate", "frauds", "labels"]
+                stats += ["amount", "amount_ratio"] if profile.amount else []
+                names += [f"{name}.{stat}.{half_life}" for stat in stats]
+        return tuple(names)
