@@ -1,0 +1,85 @@
+"""A store in memory: what Redis is to the worker, for replay, training and tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.events import EventBatch, LabelBatch
+from models.features.layout import Layout
+from models.features.profiles import accumulate, collect
+from models.features.step import Loaded, Step, step
+from models.pipeline.spec import Pipeline
+
+__all__ = ["MemoryStore"]
+
+FIRST_ROWS = 1024
+
+
+class _Rows:
+    """Rows by name in an array that doubles when it is full."""
+
+    def __init__(self, empty: NDArray[np.void]) -> None:
+        self.index: dict[str, int] = {}
+        self._empty = empty  # one row
+        self.array = np.repeat(empty, FIRST_ROWS, axis=0)
+
+    def of(self, names: list[str]) -> NDArray[np.int64]:
+        """Rows of these names; unknown names get one."""
+        index = self.index
+        rows = [index.setdefault(name, len(index)) for name in names]
+        while len(index) > len(self.array):
+            self.array = np.concatenate([self.array, np.repeat(self._empty, len(self.array), axis=0)])
+        return np.array(rows, dtype=np.int64)
+
+
+class MemoryStore:
+    """States of all entities and all shared profiles of one pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.layout = Layout(pipeline)
+        self._states = _Rows(self.layout.empty_states(1))
+        self._profiles = {name: _Rows(self.layout.empty_profiles(p, 1)) for name, p in pipeline.profiles.items()}
+
+    def step(self, batch: EventBatch, clock_M: NDArray[np.int64]) -> Step:
+        """Apply a batch and keep its states and increments. See `models.features.step.step`."""
+        rows_N, owner_M = np.unique(self._states.of(batch.entity), return_inverse=True)
+        rings, ring_owner, ring_rows = {}, {}, {}
+        for name, rows in self._profiles.items():
+            known = self._rows_of_keys(name, batch.profile_keys[name])
+            used, inverse = np.unique(known[known >= 0], return_inverse=True)
+            ring_owner[name] = np.full(len(batch), -1, dtype=np.int64)
+            ring_owner[name][known >= 0] = inverse
+            ring_rows[name], rings[name] = used, rows.array[used]
+        loaded = Loaded(self._states.array[rows_N], owner_M.ravel(), rings, ring_owner)
+        result = step(self.layout, batch, clock_M, loaded)
+        self._states.array[rows_N] = result.states_N
+        for name, parts in result.increments.items():
+            for added in parts:
+                accumulate(rings[name], added)
+            self._profiles[name].array[ring_rows[name]] = rings[name]
+        return result
+
+    def learn(self, labels: LabelBatch, clock_M: NDArray[np.int64]) -> None:
+        """Apply labels to the shared profiles. clock_M: as in `step`, of the labels' arrival times."""
+        for name, profile in self.layout.pipeline.profiles.items():
+            owner_M = self._rows_of_keys(name, labels.profile_keys[name])
+            accumulate(self._profiles[name].array, collect(profile, owner_M, clock_M, fraud_M=labels.fraud_M))
+
+    def state(self, entity: str) -> NDArray[np.void]:
+        """The state of one entity: structured (1,); an empty one when it was never heard of."""
+        row = self._states.index.get(entity)
+        return self.layout.empty_states(1) if row is None else self._states.array[row : row + 1].copy()
+
+    def profile(self, name: str, key: str) -> NDArray[np.void]:
+        """The rings of one shared profile: structured (1, half-lives, RING_SLOTS)."""
+        row = self._profiles[name].index.get(key)
+        if row is None:
+            return self.layout.empty_profiles(self.layout.pipeline.profiles[name], 1)
+        return self._profiles[name].array[row : row + 1].copy()
+
+    def _rows_of_keys(self, name: str, keys: list[str | None]) -> NDArray[np.int64]:
+        rows = np.full(len(keys), -1, dtype=np.int64)
+        known = [m for m, key in enumerate(keys) if key is not None]
+        rows[known] = self._profiles[name].of([key for key in keys if key is not None])
+        return rows
