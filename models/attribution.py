@@ -1,0 +1,145 @@
+"""Why an event scored as it did: grouped occlusion, computed for alerts only.
+
+Each group of inputs is replaced by what training saw on average, the event is scored again, and the drop is
+the group's effect (Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014,
+section 4.2; the grouping keeps correlated inputs, such as one mean over several horizons, from hiding each
+other). The effects are those of one change at a time and need not add up to the score.
+
+Groups: a numeric feature of the current event (with its `missing` flag, a position's distance and speed, or
+both halves of a cycle), a category of the current event, a context feature over all its horizons, and
+`earlier_events`, which removes the window's past.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.detectors.base import Detector
+from models.detectors.run import run_blocks
+from models.features.encoded import Encoded, InputSpec
+
+__all__ = ["Group", "Reason", "explain", "input_groups"]
+
+ROWS_PER_CALL = 2048  # bounds memory: an alert takes as many rows as there are groups
+EARLIER_EVENTS = "earlier_events"
+
+DURATION_END = re.compile(r"\.\d+(\.\d+)?(ms|s|m|h|d|w)$")
+CYCLE_END = re.compile(r"_(sin|cos)$")
+OF_EVENT_END = re.compile(r"\.(missing|distance|speed)$")
+OF_LABELS_END = re.compile(r"\.(fraud_rate|frauds|labels)$")  # three views of the same verdicts
+CYCLES = {"hour": 24.0, "week": 7.0}  # what a whole turn is counted in: hours, days
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason code of an alert.
+
+    feature: the input of the group that is furthest from its training mean. value: what the detector read
+    there: transformed as the pipeline says, a category as its embedding row, `earlier_events` as their number,
+    cycles in hours of the day or days of the week. effect: the score minus the score without the group.
+    """
+
+    feature: str
+    value: float
+    effect: float
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Inputs that are replaced together: columns of x, codes or context; of `history`, none."""
+
+    name: str
+    kind: Literal["x", "code", "context", "history"]
+    columns: tuple[int, ...] = ()
+
+
+def input_groups(inputs: InputSpec) -> list[Group]:
+    """All groups of a detector's inputs; every column is in exactly one."""
+    groups = _grouped(inputs.x, "x")
+    groups += [Group(name, "code", (k,)) for k, (name, _) in enumerate(inputs.codes)]
+    groups += _grouped(inputs.context, "context")
+    return [*groups, Group(EARLIER_EVENTS, "history")]
+
+
+def explain(detector: Detector, encoded: Encoded, n: int) -> list[list[Reason]]:
+    """For each window its `n` reasons of greatest effect, greatest first (fewer if there are fewer groups)."""
+    groups = input_groups(detector.inputs)
+    step = max(1, ROWS_PER_CALL // (len(groups) + 1))
+    reasons: list[list[Reason]] = []
+    for start in range(0, len(encoded), step):
+        part = encoded.take(slice(start, start + step))
+        logit_GB = run_blocks(detector, _variants(detector, part, groups)).reshape(len(groups) + 1, len(part))
+        for b in range(len(part)):
+            top = _strongest(logit_GB[:, b].astype(np.float64), n)
+            reasons.append([Reason(*_shown(detector, part, b, groups[g]), effect) for g, effect in top])
+    return reasons
+
+
+def _event_group(name: str) -> str:
+    return CYCLE_END.sub("", OF_EVENT_END.sub("", name))
+
+
+def _context_group(name: str) -> str:
+    return OF_LABELS_END.sub(".fraud_rate", DURATION_END.sub("", name))
+
+
+def _grouped(names: tuple[str, ...], kind: Literal["x", "context"]) -> list[Group]:
+    columns: dict[str, list[int]] = {}
+    group_of = _event_group if kind == "x" else _context_group
+    for column, name in enumerate(names):
+        columns.setdefault(group_of(name), []).append(column)
+    return [Group(name, kind, tuple(members)) for name, members in columns.items()]
+
+
+def _variants(detector: Detector, encoded: Encoded, groups: list[Group]) -> Encoded:
+    """The windows as they are, then once for each group without it: (groups + 1) · B rows."""
+    x_mean_F, context_mean_C = detector.x_mean_F.numpy(), detector.context_mean_C.numpy()
+    rows = len(encoded)
+    copies = Encoded.concatenate([encoded] * (len(groups) + 1))
+    for number, group in enumerate(groups, start=1):
+        at = slice(number * rows, (number + 1) * rows)
+        columns = list(group.columns)
+        if group.kind == "x":
+            copies.x_BLF[at, -1, columns] = x_mean_F[columns]
+        elif group.kind == "code":
+            copies.codes_BLK[at, -1, columns] = 0  # "missing" is the only category that stands for none
+        elif group.kind == "context":
+            copies.context_BC[at, columns] = context_mean_C[columns]
+        else:
+            copies.mask_BL[at, :-1] = False
+    return copies
+
+
+def _strongest(logit_G: NDArray[np.float64], n: int) -> list[tuple[int, float]]:
+    """(group, effect) of the n greatest drops. logit_G: of the window as it is, then without each group."""
+    # Drops of the logit order groups as drops of the score do, and still tell them apart near a score of 1.
+    order = np.argsort(logit_G[1:], kind="stable")[:n]
+    score_G = 1.0 / (1.0 + np.exp(-logit_G))
+    return [(g, float(score_G[0] - score_G[g + 1])) for g in order.tolist()]
+
+
+def _shown(detector: Detector, encoded: Encoded, b: int, group: Group) -> tuple[str, float]:
+    """The name and value by which a group is shown to people."""
+    columns = list(group.columns)
+    if group.kind == "history":
+        return group.name, float(encoded.mask_BL[b].sum() - 1)
+    if group.kind == "code":
+        return group.name, float(encoded.codes_BLK[b, -1, columns[0]])
+    if group.kind == "x":
+        names, values = detector.inputs.x, encoded.x_BLF[b, -1]
+        mean, std = detector.x_mean_F.numpy(), detector.x_std_F.numpy()
+    else:
+        names, values = detector.inputs.context, encoded.context_BC[b]
+        mean, std = detector.context_mean_C.numpy(), detector.context_std_C.numpy()
+    if len(columns) == 2 and all(CYCLE_END.search(names[c]) for c in columns):
+        by_name = {names[c]: float(values[c]) for c in columns}
+        turn = math.atan2(by_name[f"{group.name}_sin"], by_name[f"{group.name}_cos"]) / (2 * math.pi) % 1.0
+        return group.name, round(turn * CYCLES.get(group.name, 1.0), 3)
+    furthest = max(columns, key=lambda c: abs(values[c] - mean[c]) / std[c])
+    return names[furthest], float(values[furthest])

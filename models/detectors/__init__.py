@@ -1,0 +1,6 @@
+"""Sequence detectors: from an encoded window to a logit. `base` has the interface, a file each the rest."""
+
+from models.detectors.base import ARCHITECTURES, Detector, build_detector
+from models.detectors.gru import GruDetector
+
+__all__ = ["ARCHITECTURES", "Detector", "GruDetector", "build_detector"]
