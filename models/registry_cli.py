@@ -1,0 +1,152 @@
+"""`python -m models registry …`: look at bundles and move the champion. It parses, calls `Registry`, prints.
+
+Promoting here moves the pointer only; workers that are running learn of it through `python -m training
+promote`, or when they start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from models.bundle import load_bundle
+from models.errors import LeptonError
+from models.pipeline.load import load_pipeline
+from models.pipeline.spec import Pipeline
+from models.registry import Registry
+
+__all__ = ["app"]
+
+app = App(name="registry", help="Model bundles: list, show, promote, roll back, verify.")
+
+Root = Annotated[Path, Parameter(name="--registry", help="The registry's folder.")]
+Why = Annotated[str, Parameter(help="The reason, for the history.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of a table.")]
+DEFAULT_ROOT = Path("artifacts/registry")
+
+
+@app.command(name="list")
+def list_versions(pipeline: str | None = None, *, registry: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """List the versions of a pipeline, or of all, oldest first.
+
+    Parameters
+    ----------
+    pipeline
+        A shipped name or a TOML file; all pipelines when left out.
+    """
+    store = Registry(registry)
+    names = store.pipelines() if pipeline is None else [_name(pipeline)]
+    rows = [_row(store, name, version) for name in names for version in store.versions(name)]
+    if as_json:
+        return _print_json(rows)
+    table = Table("pipeline", "version", "champion", "architecture", "digest", "metrics or damage")
+    for row in rows:
+        numbers = [f"{k} {v:.4g}" for k, v in row["metrics"].items() if isinstance(v, int | float)]
+        note = row["damage"] or ", ".join(numbers[:4])
+        mark = "yes" if row["champion"] else ""
+        table.add_row(row["pipeline"], row["version"], mark, row["architecture"], row["digest"], note)
+    return Console().print(table)
+
+
+@app.command
+def show(pipeline: str, version: str | None = None, *, registry: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Show a version's model card and the pipeline's history.
+
+    Parameters
+    ----------
+    pipeline
+        A shipped name or a TOML file.
+    version
+        The champion when left out.
+    """
+    store, name = Registry(registry), _name(pipeline)
+    chosen = version or store.champion(name)
+    if chosen is None:
+        raise SystemExit(f"{name} has no champion in {registry}; name a version, or promote one")
+    info, history = store.verify(name, chosen), store.history(name)
+    if as_json:
+        return _print_json({"champion": store.champion(name), "bundle": info, "history": history})
+    console = Console()
+    console.print(Markdown((store.path(name, chosen) / "card.md").read_text(encoding="utf-8")))
+    table = Table("at", "action", "from", "to", "why", title="history")
+    for change in history:
+        table.add_row(change.at, change.action, change.from_ or "", change.to, change.why)
+    return console.print(table)
+
+
+@app.command
+def promote(pipeline: str, version: str, *, why: Why = "by hand", registry: Root = DEFAULT_ROOT) -> None:
+    """Make a version the champion.
+
+    Parameters
+    ----------
+    pipeline
+        A shipped name or a TOML file.
+    version
+        A published version.
+    """
+    Registry(registry).promote(_name(pipeline), version, why)
+    print(version)
+
+
+@app.command
+def rollback(pipeline: str, *, why: Why = "by hand", registry: Root = DEFAULT_ROOT) -> None:
+    """Make the version that the champion replaced the champion again.
+
+    Parameters
+    ----------
+    pipeline
+        A shipped name or a TOML file.
+    """
+    print(Registry(registry).rollback(_name(pipeline), why))
+
+
+@app.command
+def verify(pipeline: str, version: str | None = None, *, registry: Root = DEFAULT_ROOT) -> None:
+    """Load a version as a worker would: checksums, digest, weights, golden case. All versions when left out.
+
+    Parameters
+    ----------
+    pipeline
+        A shipped name or a TOML file.
+    version
+        A published version.
+    """
+    spec, store = _pipeline(pipeline), Registry(registry)
+    versions = [version] if version else store.versions(spec.name)
+    for each in versions:
+        load_bundle(store.path(spec.name, each), spec)
+        print(f"{each} ok")
+    if not versions:
+        raise SystemExit(f"{spec.name} has no versions in {registry}")
+
+
+def _row(store: Registry, pipeline: str, version: str) -> dict[str, Any]:
+    """What `list` tells of a version; a damaged one is told of, too."""
+    row = {"pipeline": pipeline, "version": version, "champion": version == store.champion(pipeline)}
+    try:
+        info = store.verify(pipeline, version)
+    except LeptonError as error:
+        return row | {"architecture": "", "digest": "", "metrics": {}, "damage": str(error)}
+    return row | {
+        "architecture": info.architecture, "digest": info.digest, "metrics": info.metrics, "damage": None,
+    }  # fmt: skip
+
+
+def _pipeline(name_or_path: str) -> Pipeline:
+    return load_pipeline(name_or_path)
+
+
+def _name(name_or_path: str) -> str:
+    """A pipeline's name: from its file where one is given, so that a file's location is as good as its name."""
+    return _pipeline(name_or_path).name if Path(name_or_path).suffix == ".toml" else name_or_path
+
+
+def _print_json(value: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
