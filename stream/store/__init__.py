@@ -1,0 +1,1 @@
+"""State, positions and shared profiles in Redis."""

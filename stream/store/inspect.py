@@ -1,0 +1,76 @@
+"""An entity's state in words: what `python -m stream state show` prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from models.clock import to_iso
+from models.errors import StateError, shorten
+from models.features.layout import Layout
+from models.pipeline.spec import Pipeline
+from stream.kafka import partition_for
+from stream.redis import connect
+from stream.settings import Settings
+from stream.store.keys import event_tag, state_key
+from stream.store.values import unpack_states
+
+__all__ = ["describe_state", "find_entity", "show_entity"]
+
+
+def show_entity(settings: Settings, pipeline: Pipeline, entity: str) -> str:
+    """The entity's state as JSON text. Raises StateError when Redis has none."""
+    client: Any = connect(settings)
+    try:
+        found = find_entity(client, pipeline, entity, settings.partitions)
+    finally:
+        client.close()
+    if found is None:
+        raise StateError(f"entity {shorten(entity)}: no state in Redis under {pipeline.name}: expected a known entity")
+    return json.dumps(found, indent=2)
+
+
+def find_entity(client: Any, pipeline: Pipeline, entity: str, partitions: int) -> dict[str, Any] | None:
+    """The state of an entity as plain values, None when Redis has none. partitions: of the events topic.
+
+    Looks where the default partitioner puts the entity, then in the other partitions.
+    """
+    layout = Layout(pipeline)
+    likely = partition_for(entity.encode(), partitions)
+    for partition in [likely, *(p for p in range(partitions) if p != likely)]:
+        key = state_key(pipeline.name, event_tag(partition), entity)
+        value = client.get(key)
+        if value is not None:
+            where = {"key": key, "partition": partition, "bytes": len(value), "expires_in_ms": client.pttl(key)}
+            return where | describe_state(layout, value)
+    return None
+
+
+def describe_state(layout: Layout, value: bytes) -> dict[str, Any]:
+    """A packed state as plain values: times in ISO-8601, numbers by field, newest event last."""
+    state = unpack_states(layout, [value])[0]
+    horizons = layout.pipeline.window.horizons
+    decayed = {}
+    for h, horizon in enumerate(horizons):
+        sums = state["decayed"][h]
+        decayed[horizon] = {"events": round(float(sums[0]), 4)} | {
+            name: {"sum": round(float(sums[2 + 3 * v]), 4), "sum_of_squares": round(float(sums[3 + 3 * v]), 4)}
+            for v, name in enumerate(layout.number_names)
+        }
+    rows = [_row(layout, row) for row in state["rows"] if row["id"]]
+    return {
+        "version": int(state["version"]),
+        "layout": f"{int(state['layout']):08x}",
+        "events": int(state["count"]),
+        "clock": to_iso(int(state["clock"])) if state["count"] else None,
+        "decayed": decayed,
+        "window": rows,
+    }
+
+
+def _row(layout: Layout, row: Any) -> dict[str, Any]:
+    values = {n: None if np.isnan(v) else round(float(v), 6) for n, v in zip(layout.values, row["values"], strict=True)}
+    hashes = {n: f"{int(h):08x}" if h else None for n, h in zip(layout.hashes, row["hashes"], strict=True)}
+    return {"time": to_iso(int(row["time"])), "id": f"{int(row['id']):016x}"} | values | hashes
