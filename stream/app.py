@@ -1,0 +1,226 @@
+"""The Faust app: which agents read which topics, and what is started and stopped with them.
+
+Faust owns the consumer group, fetching, back-pressure and process life; the work itself is in the lanes'
+processors. Agents only hand chunks to a lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import faust
+import structlog
+from faust.types import TP
+from mode import Service
+
+from models.codec import Codec
+from models.pipeline import Pipeline, load_pipeline
+from stream.champion import Champion
+from stream.delivery import Delivery
+from stream.health import HealthServer, Progress
+from stream.kafka import ensure_topics, faust_credentials
+from stream.labelling import LabelProcessor
+from stream.lane import Lane
+from stream.publisher import Publisher
+from stream.redis import connect
+from stream.rekey import IngestProcessor
+from stream.settings import Settings
+from stream.source import Source
+from stream.store.keys import event_tag, label_tag
+from stream.store.redis_store import RedisStore
+from stream.transport import ChunkSchema, use_chunks
+from stream.worker import EventProcessor
+
+__all__ = ["Scoring", "build_app", "run_worker"]
+
+log = structlog.get_logger()
+
+BUFFERED_CHUNKS = 8  # in Faust's queue, on top of two batches in a lane
+COMMIT_INTERVAL_S = 1.0
+POLL_RECORDS = 4096
+RETRY_TAKE_OVER_S = 0.5
+
+
+def run_worker(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; returns when the last batch is stored and committed."""
+    pipeline = load_pipeline(settings.pipeline)
+    ensure_topics(settings, pipeline)
+    import torch  # noqa: PLC0415, only here and in the scorer
+
+    torch.set_num_threads(settings.threads)
+    app, _ = build_app(settings, pipeline)
+    worker = faust.Worker(app, loglevel=settings.log_level, redirect_stdouts=False, quiet=True, override_logging=False)
+    worker.execute_from_commandline()
+
+
+def build_app(settings: Settings, pipeline: Pipeline) -> tuple[faust.App, Scoring]:
+    """The app with its agents, and the service that does the work. Nothing is connected yet."""
+    app = faust.App(
+        settings.group(pipeline.name),
+        broker=[f"kafka://{broker.strip()}" for broker in settings.kafka_brokers.split(",")],
+        broker_credentials=faust_credentials(settings),
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 4,
+        broker_commit_interval=COMMIT_INTERVAL_S,
+        broker_max_poll_records=POLL_RECORDS,
+        consumer_auto_offset_reset="earliest",
+        processing_guarantee="at_least_once",
+        stream_buffer_maxsize=BUFFERED_CHUNKS,
+        stream_wait_empty=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        store="memory://",
+        web_enabled=False,
+    )
+    scoring = Scoring(app, settings, pipeline)
+    app.service(scoring)  # type: ignore[arg-type]  # an instance will do
+    for topic_name, lane in scoring.lanes.items():
+        topic = app.topic(topic_name, schema=ChunkSchema(), value_type=bytes)
+        app.agent(topic, name=f"{lane.name}-agent", concurrency=1)(_hand_to(lane))
+    use_chunks(
+        app,
+        frozenset(scoring.lanes),
+        chunk_max=settings.batch_max_events,
+        fetch_max_wait_ms=settings.fetch_max_wait_ms,
+        where_to_start=scoring.where_to_start,
+        stored=scoring.stored,
+        before_stop=scoring.drain,
+    )
+    return app, scoring
+
+
+def _hand_to(lane: Lane) -> Callable[[Any], Any]:
+    async def agent(chunks: Any) -> None:
+        async for chunk in chunks:
+            await lane.put(chunk)
+
+    return agent
+
+
+class Scoring(Service):
+    """Everything of one worker that is started once and stopped once. `lanes` is by topic."""
+
+    def __init__(self, app: faust.App, settings: Settings, pipeline: Pipeline, **kwargs: Any) -> None:
+        self.app, self.settings, self.pipeline = app, settings, pipeline
+        codec = Codec(pipeline)
+        self._threads = ThreadPoolExecutor(3, thread_name_prefix="lepton")
+        self._one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="lepton-batch")
+        self.client = connect(settings)
+        self.store = RedisStore(self.client, codec.layout)
+        self.publisher = Publisher(settings)
+        self.champion = Champion(settings, pipeline, self._aside)
+        self.events = Delivery(self.store, event_tag, self._blocking, self._seek)
+        self.labels = Delivery(self.store, label_tag, self._aside, self._seek)
+        events = EventProcessor(codec, self.store, self.events, self.publisher, self.champion, self._blocking)
+        labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._aside)
+        size = settings.batch_max_events
+        self.lanes = {
+            pipeline.topic("events"): Lane("events", events, size, self._fatal, self.champion.ready),
+            pipeline.topic("labels"): Lane("labels", labels, size, self._fatal),
+        }
+        self.ingest: IngestProcessor | None = None
+        if not pipeline.pipeline.keyed_by_entity:
+            self.ingest = IngestProcessor(codec, self.publisher)
+            self.lanes[pipeline.topic("ingest")] = Lane("ingest", self.ingest, size, self._fatal)
+        progress = Progress(self._sources, self._highwater, settings.stall_s)
+        self.health = HealthServer(settings.http_host, settings.http_port, progress, self._version)
+        self._running: list[asyncio.Task[None]] = []
+        super().__init__(**kwargs)
+
+    async def on_start(self) -> None:
+        await self.publisher.start()
+        await self.health.start()
+        self._running = [asyncio.create_task(lane.run()) for lane in self.lanes.values()]
+        self._following = asyncio.create_task(self._follow())
+
+    async def drain(self) -> None:
+        """Finish the batch in hand, store it, and take no more. Awaited before the last commit."""
+        for lane in self.lanes.values():
+            await lane.stop()
+        if self._running:
+            # a lane that waits for its first model never ends by itself
+            done, waiting = await asyncio.wait(self._running, timeout=self.settings.redis_timeout_s * 4)
+            for task in waiting:
+                task.cancel()
+            log.info("drained", lanes=len(done), cut_off=len(waiting))
+
+    async def on_stop(self) -> None:
+        await self.drain()
+        self._following.cancel()
+        await self.publisher.stop()
+        await self.health.stop()
+        self._threads.shutdown(wait=False)
+        self._one_at_a_time.shutdown(wait=False)
+        self.client.close()
+
+    async def where_to_start(self, tp: TP) -> int | None:
+        """The offset Redis says; asks for as long as Redis is away. None for topics that keep no position."""
+        delivery = self._delivery(tp)
+        if delivery is None:
+            return None
+        while True:
+            try:
+                offset = await delivery.take_over(tp)
+            except Exception as error:
+                if self.should_stop:
+                    raise
+                log.warning("position cannot be read yet", partition=tp.partition, error=str(error)[:200])
+                await asyncio.sleep(RETRY_TAKE_OVER_S)
+            else:
+                log.info("partition taken over", topic=tp.topic, partition=tp.partition, offset=offset)
+                return offset
+
+    def stored(self) -> dict[TP, int]:
+        """Next offsets that are safe to commit."""
+        self._forget_revoked()
+        passed_on = {} if self.ingest is None else self.ingest.stored
+        return self.events.stored() | self.labels.stored() | passed_on
+
+    def _forget_revoked(self) -> None:
+        assigned = self.app.consumer.assignment()
+        for delivery in (self.events, self.labels):
+            delivery.drop(set(delivery.sources) - assigned)
+        if self.ingest is not None:
+            for tp in set(self.ingest.stored) - assigned:
+                del self.ingest.stored[tp]
+
+    def _delivery(self, tp: TP) -> Delivery | None:
+        by_topic = {self.pipeline.topic("events"): self.events, self.pipeline.topic("labels"): self.labels}
+        return by_topic.get(tp.topic)
+
+    def _sources(self) -> dict[TP, Source]:
+        return self.events.sources | self.labels.sources
+
+    def _highwater(self, tp: TP) -> int | None:
+        try:
+            end = self.app.consumer.highwater(tp)
+        except Exception:  # not assigned any more, or the consumer is not up
+            return None
+        return None if end is None else int(end)
+
+    def _version(self) -> str | None:
+        return self.champion.scorer.version if self.champion.scorer else None
+
+    async def _seek(self, tp: TP, offset: int) -> None:
+        await self.app.consumer.seek(tp, offset)
+
+    async def _fatal(self, error: BaseException) -> None:
+        await self.app.crash(error)
+
+    async def _follow(self) -> None:
+        try:
+            await self.champion.run()
+        except Exception as error:
+            log.exception("following models failed")
+            await self._fatal(error)
+
+    async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a step of the events' road in its own thread, one at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._one_at_a_time, function, *arguments)
+
+    async def _aside(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run blocking work that must not wait for a batch: labels, loading a model."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -1,0 +1,93 @@
+"""Positions of the partitions a lane reads: taking them over, fencing, rewinding, and what may be committed.
+
+Redis holds the truth. A worker that was assigned a partition first applies the outbox its last owner may have
+left, then reads on from the position. A write that is fenced off, or a position that moved without us (another
+owner; a Redis that lost its last second), sets the partition back to what Redis says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from faust.types import TP
+
+from stream import metrics
+from stream.source import Source, Verdict
+from stream.store.keys import Position
+from stream.store.redis_store import RedisStore
+from stream.transport import Chunk
+
+__all__ = ["Blocking", "Delivery", "Moved"]
+
+log = structlog.get_logger()
+
+Blocking = Callable[..., Awaitable[Any]]  # runs a blocking function in a thread
+SEEK_TIMEOUT_S = 30.0
+
+
+class Moved(Exception):  # noqa: N818, a turn of events more than an error
+    """The position of a source in Redis is not what this worker knew."""
+
+    def __init__(self, tp: TP, position: Position | None) -> None:
+        self.tp, self.position = tp, position
+        super().__init__(f"{tp.topic}/{tp.partition} is at {position}")
+
+
+class Delivery:
+    """Sources of one topic. `seek` is the consumer's; `blocking` keeps Redis off the event loop."""
+
+    def __init__(
+        self, store: RedisStore, tag_of: Callable[[int], str], blocking: Blocking, seek: Callable[..., Awaitable[None]]
+    ) -> None:
+        self.store, self.tag_of, self.blocking, self._seek = store, tag_of, blocking, seek
+        self.sources: dict[TP, Source] = {}
+
+    async def take_over(self, tp: TP) -> int:
+        """The offset to read from: after recovering what the last owner left."""
+        source = self.sources.setdefault(tp, Source(self.tag_of(tp.partition)))
+        return source.rewind(await self.blocking(self.store.recover, source.tag))
+
+    def drop(self, revoked: set[TP]) -> None:
+        """These partitions are another worker's now. What is in flight of them will be fenced off."""
+        for tp in revoked:
+            if self.sources.pop(tp, None) is not None:
+                metrics.forget_partition(tp.topic, tp.partition)
+
+    async def admit(self, chunks: list[Chunk]) -> dict[TP, list[Any]]:
+        """The records of these chunks that come next, by partition, in order."""
+        admitted: dict[TP, list[Any]] = {}
+        for chunk in chunks:
+            source = self.sources.get(chunk.tp)
+            if source is None:  # revoked since it was fetched
+                continue
+            earlier = admitted.get(chunk.tp)
+            if earlier is not None:  # of this batch: only what follows it without a hole
+                follows = earlier[-1].offset + 1
+                if chunk.first <= follows <= chunk.offset:
+                    earlier.extend(chunk.since(follows).records)
+                continue
+            verdict, part = source.admit(chunk)
+            if verdict is Verdict.PROCESS:
+                admitted[chunk.tp] = list(part.records)
+            elif verdict is Verdict.SEEK:
+                await self._seek_to(chunk.tp, source.next_offset, "hole")
+        return admitted
+
+    async def rewind(self, tp: TP, cause: str) -> None:
+        """Go back to what Redis says."""
+        source = self.sources.get(tp)
+        if source is not None:
+            offset = source.rewind(await self.blocking(self.store.recover, source.tag))
+            await self._seek_to(tp, offset, cause)
+
+    def stored(self) -> dict[TP, int]:
+        """Next offset of each partition, for Kafka's record of it."""
+        return {tp: s.held.next_offset for tp, s in self.sources.items() if s.held is not None}
+
+    async def _seek_to(self, tp: TP, offset: int, cause: str) -> None:
+        metrics.REWINDS.labels(self.store.pipeline, cause).inc()
+        log.info("partition set back", topic=tp.topic, partition=tp.partition, offset=offset, cause=cause)
+        await asyncio.wait_for(self._seek(tp, offset), SEEK_TIMEOUT_S)

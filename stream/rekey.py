@@ -1,0 +1,58 @@
+"""Ingest: a source topic that is not keyed by the entity, brought onto `<pipeline>.events` under the right key.
+
+Only used when the pipeline file says `keyed_by_entity = false`; producers then write to `<pipeline>.ingest`.
+A record is passed on as it is, under its entity; one that cannot be decoded goes to the dead-letter topic.
+
+Dies before the acknowledgement: nothing was committed, it is sent again. Dies after it, before the commit: it is
+sent again, and the worker recognises the repeated event id. Lost: nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from faust.types import TP
+
+from models.codec import BadRecord, Codec
+from models.messages import dead_letter_headers
+from stream import metrics
+from stream.publisher import Publisher
+from stream.transport import Chunk
+
+__all__ = ["IngestProcessor"]
+
+
+class IngestProcessor:
+    """Passes chunks of `<pipeline>.ingest` on. `stored` is what may be committed."""
+
+    def __init__(self, codec: Codec, publisher: Publisher) -> None:
+        self.codec, self.publisher = codec, publisher
+        self.stored: dict[TP, int] = {}
+
+    async def process(self, chunks: list[Chunk]) -> None:
+        pending: list[Any] = []
+        for chunk in chunks:
+            append_ms = np.array([r.timestamp for r in chunk.records], dtype=np.int64)
+            decoded = self.codec.decode([r.value for r in chunk.records], append_ms)
+            for entity, i in zip(decoded.batch.entity, decoded.good.tolist(), strict=True):
+                topic = self.codec.pipeline.topic("events")
+                pending.append(await self.publisher.send(topic, entity.encode(), chunk.records[i].value))
+            pending += await self._send_bad(chunk, decoded.bad)
+        await self.publisher.acknowledged(pending)
+        for chunk in chunks:
+            self.stored[chunk.tp] = chunk.offset + 1
+
+    async def bury(self, chunk: Chunk, error: Exception) -> None:
+        await self.publisher.acknowledged(await self._send_bad(chunk, [BadRecord(0, "internal", repr(error))]))
+        self.stored[chunk.tp] = chunk.offset + 1
+
+    async def _send_bad(self, chunk: Chunk, bad: list[BadRecord]) -> list[Any]:
+        pending = []
+        for refused in bad:
+            record = chunk.records[refused.index]
+            headers = dead_letter_headers(refused.reason, refused.detail, chunk.topic, chunk.partition, record.offset)
+            topic = self.codec.pipeline.topic("dead-letter")
+            pending.append(await self.publisher.send(topic, record.key, record.value, headers))
+            metrics.DEAD_LETTERS.labels(self.codec.pipeline.name, chunk.topic, refused.reason).inc()
+        return pending

@@ -1,0 +1,78 @@
+"""What this worker knows of each source partition: its position, and which chunk may be processed next.
+
+Faust may deliver a chunk twice, drop chunks around a rebalance, or deliver chunks that were fetched before a
+seek. `Source.admit` lets through exactly the records that follow what was processed; anything else is cut off,
+dropped, or answered with a seek.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from stream.store.keys import Position
+from stream.transport import Chunk
+
+__all__ = ["Source", "Verdict"]
+
+SEEK_PATIENCE_S = 1.0  # a seek that has not shown its effect by then is repeated
+
+
+class Verdict(Enum):
+    """What to do with a chunk."""
+
+    PROCESS = "process"
+    DROP = "drop"
+    SEEK = "seek"  # drop it and read on from `next_offset`
+
+
+@dataclass
+class Source:
+    """One source partition.
+
+    held: the position that Redis has, as far as this worker knows; None when it has none. next_offset: what is
+    to be processed next. progress_s: when it last advanced or had nothing to do (monotonic).
+    """
+
+    tag: str
+    held: Position | None = None
+    next_offset: int = 0
+    progress_s: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    _sought_s: float | None = None  # when the last seek was asked for, until its first chunk comes
+    _hole: tuple[int, int] | None = None  # (next_offset, first offset after it) as seen since the last seek
+    _suspect: tuple[int, int] | None = None  # the hole that the last seek was to look at again
+
+    def rewind(self, held: Position | None) -> int:
+        """Go on from a position of Redis; returns the offset to seek to."""
+        self.held = held
+        self.next_offset = 0 if held is None else held.next_offset
+        self._sought_s, self._hole, self._suspect = self.clock(), None, None
+        return self.next_offset
+
+    def advance(self, position: Position) -> None:
+        """A batch up to here is stored."""
+        self.held, self.next_offset = position, position.next_offset
+        self.progress_s = self.clock()
+
+    def admit(self, chunk: Chunk) -> tuple[Verdict, Chunk]:
+        """The verdict, and the part of the chunk it is about.
+
+        A hole in the offsets is believed only when it shows again after a seek: a compacted or transactional
+        topic has holes, but a chunk that was lost on the way looks the same.
+        """
+        if chunk.offset < self.next_offset:
+            return Verdict.DROP, chunk
+        chunk = chunk.since(self.next_offset)
+        hole = (self.next_offset, chunk.first)
+        if chunk.first == self.next_offset or hole == self._suspect:
+            self._sought_s, self._hole, self._suspect = None, None, None
+            return Verdict.PROCESS, chunk
+        if self._hole is None or self._hole[0] != hole[0] or hole[1] < self._hole[1]:
+            self._hole = hole
+        if self._sought_s is not None and self.clock() - self._sought_s < SEEK_PATIENCE_S:
+            return Verdict.DROP, chunk
+        self._sought_s, self._suspect, self._hole = self.clock(), self._hole, None
+        return Verdict.SEEK, chunk

@@ -1,0 +1,227 @@
+"""The road of an event, from a fetched chunk to a committed position.
+
+What is repeated and what is lost if the process dies on each line:
+
+    1 fetch     chunks wait in memory             repeated: nothing   lost: nothing, they are fetched again
+    2 decode    bytes → columns                   repeated: nothing   lost: nothing
+    3 load      positions, states, profiles       repeated: nothing   lost: nothing
+    4 features  windows, next states              repeated: nothing   lost: nothing
+    5 score     one detector call                 repeated: nothing   lost: nothing
+    6 decide    alerts and their reasons          repeated: nothing   lost: nothing
+    7 produce   dead letters, scores and alerts   repeated: those that were sent, with the same ids and
+                acknowledged                      content             lost: nothing
+    8 store     states, position and outbox in    after it nothing is repeated; an outbox that was not
+                one fenced transaction, then the  applied is applied by the partition's next owner
+                outbox is applied                 lost: nothing
+    9 report    Kafka's offset, metrics           the offset is behind for a while   lost: nothing
+
+Steps run one after another for a batch of one or more partitions. Blocking work runs in one thread, which the
+event loop only waits for; nothing here keeps state between batches but the positions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from faust.types import TP
+
+from models.codec import BadRecord, Codec
+from models.features.encoded import Encoded
+from models.messages import dead_letter_headers
+from models.scorer import Scorer, Scores
+from stream import metrics
+from stream.champion import Champion
+from stream.delivery import Blocking, Delivery, Moved
+from stream.publisher import Publisher
+from stream.scoring import Messages, Part, advance, decode_part, render
+from stream.store.outbox import make_outbox
+from stream.store.redis_store import RedisStore, Stored
+from stream.transport import Chunk
+
+__all__ = ["EventProcessor"]
+
+
+class EventProcessor:
+    """Runs the nine steps for chunks of `<pipeline>.events`."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        store: RedisStore,
+        delivery: Delivery,
+        publisher: Publisher,
+        champion: Champion,
+        blocking: Blocking,
+    ) -> None:
+        self.codec, self.store, self.delivery = codec, store, delivery
+        self.publisher, self.champion, self.blocking = publisher, champion, blocking
+        self.pipeline = codec.pipeline
+        self._name = codec.pipeline.name
+
+    async def process(self, chunks: list[Chunk]) -> None:
+        """One batch. Raises what made it impossible; then nothing of it is stored."""
+        admitted = await self.delivery.admit(chunks)
+        if admitted:
+            await self._process(admitted)
+
+    async def bury(self, chunk: Chunk, error: Exception) -> None:
+        """The one record of this chunk breaks the worker: dead-letter it and move past it."""
+        for tp, records in (await self.delivery.admit([chunk])).items():
+            source = self.delivery.sources[tp]
+            bad = [BadRecord(0, "internal", repr(error))]
+            await self.publisher.acknowledged(await self._send_bad(tp, records, bad))
+            part = decode_part(self.codec, source.tag, [_without_value(records[0])], source.held, check_keys=False)
+            await self._store(tp, part)
+
+    async def _process(self, admitted: dict[TP, list[Any]]) -> None:
+        scorer = self.champion.scorer
+        assert scorer is not None  # the lane waits for the first model
+        try:
+            parts, messages = await self.blocking(self._steps_2_to_6, admitted, scorer)
+        except Moved as moved:
+            await self.delivery.rewind(moved.tp, "moved")
+            rest = {tp: records for tp, records in admitted.items() if tp != moved.tp}
+            if rest:
+                await self._process(rest)
+            return
+        await self._produce(parts, messages)
+        acknowledged_ms = time.time() * 1000
+        for tp, part in parts.items():
+            await self._store(tp, part)
+        self._report(parts, messages, scorer, acknowledged_ms)
+        metrics.BATCH.labels(self._name).observe(sum(len(p.records) for p in parts.values()))
+
+    def _steps_2_to_6(self, admitted: dict[TP, list[Any]], scorer: Scorer) -> tuple[dict[TP, Part], dict[TP, Messages]]:
+        with self._stage("decode"):
+            parts = {tp: self._decode(tp, records) for tp, records in admitted.items()}
+        with self._stage("load"):
+            stored, profile_at = self._load(parts)
+        with self._stage("features"):
+            encoded = {tp: self._advance(part, stored, profile_at) for tp, part in parts.items()}
+        with self._stage("score"):
+            scores = _score(scorer, encoded)
+        with self._stage("decide"):
+            detector = scorer.bundle.info.architecture
+            messages = {
+                tp: render(self.codec, part, scorer, encoded[tp], scores[tp], detector) for tp, part in parts.items()
+            }
+        return parts, messages
+
+    def _decode(self, tp: TP, records: list[Any]) -> Part:
+        source = self.delivery.sources.get(tp)
+        tag = self.delivery.tag_of(tp.partition)
+        # every record of `.events` has its entity as key, whoever keyed it: the producer or our ingest agent
+        return decode_part(self.codec, tag, records, source.held if source else None, check_keys=True)
+
+    def _load(self, parts: dict[TP, Part]) -> tuple[Stored, dict[str, dict[str, int]]]:
+        """One round trip for all partitions. Raises Moved when a position is not the one we know."""
+        profile_at: dict[str, dict[str, int]] = {name: {} for name in self.store.formats}
+        for part in parts.values():
+            for name, keys in part.profile_keys.items():
+                for key in keys:
+                    profile_at[name].setdefault(key, len(profile_at[name]))
+        entities = {part.tag: part.entities for part in parts.values()}
+        with metrics.REDIS.labels(self._name, "load").time():
+            stored = self.store.load(entities, {name: list(keys) for name, keys in profile_at.items()})
+        for tp, part in parts.items():
+            if stored.positions[part.tag] != part.held:
+                raise Moved(tp, stored.positions[part.tag])
+        return stored, profile_at
+
+    def _advance(self, part: Part, stored: Stored, profile_at: dict[str, dict[str, int]]) -> Encoded:
+        rings = {
+            name: stored.rings[name][[profile_at[name][key] for key in keys]]
+            for name, keys in part.profile_keys.items()
+        }
+        return advance(self.codec.layout, part, stored.states[part.tag], rings)
+
+    async def _produce(self, parts: dict[TP, Part], messages: dict[TP, Messages]) -> None:
+        with self._stage("produce"):
+            pending: list[Any] = []
+            for tp, part in parts.items():
+                pending += await self._send_bad(tp, part.records, part.decoded.bad)
+                if messages[tp].scores:
+                    topic = self.pipeline.topic("scores")
+                    pending += await self.publisher.send_batch(topic, tp.partition, messages[tp].scores)
+                for key, value in messages[tp].alerts:
+                    pending.append(await self.publisher.send(self.pipeline.topic("alerts"), key, value))
+            await self.publisher.acknowledged(pending)
+
+    async def _send_bad(self, tp: TP, records: list[Any], bad: Sequence[BadRecord]) -> list[Any]:
+        pending = []
+        for refused in bad:
+            record = records[refused.index]
+            headers = dead_letter_headers(refused.reason, refused.detail, tp.topic, tp.partition, record.offset)
+            pending.append(
+                await self.publisher.send(self.pipeline.topic("dead-letter"), record.key, record.value, headers)
+            )
+        return pending
+
+    async def _store(self, tp: TP, part: Part) -> None:
+        """Steps 8 and 9 of one partition; a write that is fenced off sets it back."""
+        with self._stage("store"):
+            stored = await self.blocking(self._write, part)
+        source = self.delivery.sources.get(tp)
+        if not stored:
+            metrics.FENCED.labels(self._name).inc()
+            await self.delivery.rewind(tp, "fenced")
+        elif source is not None:
+            source.advance(part.position)
+
+    def _write(self, part: Part) -> bool:
+        increments = part.step.increments if part.step is not None else {}
+        states = part.step.states_N if part.step is not None else None
+        outbox = make_outbox(part.position.outbox_seq, self.store.formats, part.profile_keys, increments)
+        entities = part.entities if states is not None else []
+        with metrics.REDIS.labels(self._name, "store").time():
+            stored = self.store.store(part.tag, part.held, part.position, outbox, entities, states)
+        if stored:
+            with metrics.REDIS.labels(self._name, "apply").time():
+                self.store.apply(part.tag, outbox)
+        return stored
+
+    def _report(
+        self, parts: dict[TP, Part], messages: dict[TP, Messages], scorer: Scorer, acknowledged_ms: float
+    ) -> None:
+        latency = metrics.LATENCY.labels(self._name)
+        for tp, part in parts.items():
+            assert part.step is not None
+            applied = len(part.step.applied_A)
+            metrics.EVENTS.labels(self._name, str(tp.partition)).inc(applied)
+            metrics.DUPLICATES.labels(self._name).inc(len(part.decoded.batch) - applied)
+            metrics.LATE.labels(self._name).inc(int(part.step.late_A.sum()))
+            metrics.ALERTS.labels(self._name, scorer.version).inc(len(messages[tp].alerts))
+            for refused in part.decoded.bad:
+                metrics.DEAD_LETTERS.labels(self._name, tp.topic, refused.reason).inc()
+            for record in part.records:
+                latency.observe(max(acknowledged_ms - record.timestamp, 0) / 1000)
+            newest = part.records[-1].timestamp
+            metrics.FRESHNESS.labels(tp.topic, str(tp.partition)).set(max(acknowledged_ms - newest, 0) / 1000)
+        metrics.STATE_BYTES.labels(self._name).set(self.codec.layout.state_dtype.itemsize)
+
+    def _stage(self, name: str) -> Any:
+        return metrics.STAGE.labels(self._name, name).time()
+
+
+def _score(scorer: Scorer, encoded: dict[TP, Encoded]) -> dict[TP, Scores]:
+    """One call for the windows of all partitions."""
+    together = scorer.score(Encoded.concatenate(list(encoded.values())))
+    out, at = {}, 0
+    for tp, windows in encoded.items():
+        part = slice(at, at + len(windows))
+        out[tp] = Scores(together.score_B[part], together.probability_B[part])
+        at += len(windows)
+    return out
+
+
+class _Nothing:
+    """A record in the place of one that cannot be decoded."""
+
+    def __init__(self, record: Any) -> None:
+        self.offset, self.timestamp, self.key, self.value = record.offset, record.timestamp, record.key, None
+
+
+def _without_value(record: Any) -> _Nothing:
+    return _Nothing(record)
