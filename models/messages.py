@@ -33,7 +33,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """One reason of an alert: without this feature the score would have been lower by `effect`."""
 
     feature: str
-    value: float | str | None
+    value: float | str | bool | None  # the event's own where the feature is a field of it
     effect: float
 
 

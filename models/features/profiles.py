@@ -55,9 +55,10 @@ def bucket_ms(half_life_ms: int) -> int:
 
 def safe_span_ms(layout: Layout) -> int | None:
     """The longest stretch of clock one batch may cover: its last event must not push out of a ring what its
-    first still reads. None when the pipeline has no profiles."""
-    half_lives = [h for p in layout.pipeline.profiles.values() for h in p.half_lives_ms]
-    return bucket_ms(min(half_lives)) * (RING_SLOTS - VISIBLE_SLOTS - 1) if half_lives else None
+    first, which looks `delay` back and VISIBLE_SLOTS further, still reads. None when there are no profiles."""
+    spare = RING_SLOTS - VISIBLE_SLOTS - 1
+    profiles = layout.pipeline.profiles.values()
+    return min((bucket_ms(min(p.half_lives_ms)) * spare - p.delay_ms for p in profiles), default=None)
 
 
 def collect(

@@ -76,6 +76,10 @@ class _Checks:
         self._increasing(f"{key}.half_lives", profile.half_lives, profile.half_lives_ms)
         if min(profile.half_lives_ms) < 1000:
             self._fail(f"{key}.half_lives", profile.half_lives, "durations of a second or more")
+        if 2 * profile.delay_ms > min(profile.half_lives_ms):
+            # the rings have room for a reader this far behind, and for partitions that run ahead of it
+            longest = f"at most half of the shortest half-life, {profile.half_lives[0]}"
+            self._fail(f"{key}.delay", profile.delay, longest)
 
     def _label_keys_are_unique(self) -> None:
         """A label is one JSON object: the event's id, the verdict, the time and the profiles' keys."""

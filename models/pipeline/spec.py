@@ -27,26 +27,26 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A table of the file: immutable, and a key nobody reads is an error."""
 
 
-class _Field(_Part, tag_field="type"):
+class _Field(_Part, frozen=True, tag_field="type"):
     source: str | None = None  # the event's JSON key or CSV column; the field's own name when left out
     required: bool = True  # False: may be missing or null; a `missing` feature says so
 
 
-class IdField(_Field, tag="id"):
+class IdField(_Field, frozen=True, tag="id"):
     """Text or integer that names one event."""
 
 
-class TimeField(_Field, tag="time"):
+class TimeField(_Field, frozen=True, tag="time"):
     """When the event happened. `unit` is the text form or the integer's unit."""
 
     unit: Literal["ms", "s", "iso8601"] = "iso8601"
 
 
-class EntityField(_Field, tag="entity"):
+class EntityField(_Field, frozen=True, tag="entity"):
     """Text or integer that names a card, merchant, device, machine, …"""
 
 
-class NumberField(_Field, tag="number"):
+class NumberField(_Field, frozen=True, tag="number"):
     """A finite number. `transform` is applied before the detector sees it."""
 
     unit: str = ""  # for people: reports, alerts, the console
@@ -55,7 +55,7 @@ class NumberField(_Field, tag="number"):
     transform: Literal["linear", "log1p", "asinh"] = "linear"  # log1p needs min >= 0
 
 
-class CategoryField(_Field, tag="category"):
+class CategoryField(_Field, frozen=True, tag="category"):
     """Text, integer or boolean from a set nobody has to list.
 
     Values are hashed into `buckets` embedding rows: more rows, fewer collisions, a larger model.
@@ -64,11 +64,11 @@ class CategoryField(_Field, tag="category"):
     buckets: Annotated[int, Meta(ge=4, le=65536)] = 64
 
 
-class BooleanField(_Field, tag="boolean"):
+class BooleanField(_Field, frozen=True, tag="boolean"):
     """true or false."""
 
 
-class GeoField(_Field, tag="geo"):
+class GeoField(_Field, frozen=True, tag="geo"):
     """A position in degrees, read from two JSON keys."""
 
     latitude: str = "latitude"
@@ -78,7 +78,7 @@ class GeoField(_Field, tag="geo"):
 Field = IdField | TimeField | EntityField | NumberField | CategoryField | BooleanField | GeoField
 
 
-class Stream(_Part):
+class Stream(_Part, frozen=True):
     """`[pipeline]`: what an event is and how it reaches the worker."""
 
     name: PipelineName
@@ -93,7 +93,7 @@ class Stream(_Part):
         return duration_ms(self.max_future)
 
 
-class Window(_Part):
+class Window(_Part, frozen=True):
     """`[window]`: how much of an entity's past the detector sees."""
 
     length: Annotated[int, Meta(ge=2, le=512)] = 32  # events; state size and scoring cost grow with it
@@ -106,7 +106,7 @@ class Window(_Part):
         return [duration_ms(h) for h in self.horizons]
 
 
-class Profile(_Part):
+class Profile(_Part, frozen=True):
     """`[profiles.<name>]`: what is remembered of a merchant, device, … across all entities."""
 
     key: str
@@ -127,7 +127,7 @@ class Profile(_Part):
         return duration_ms(self.delay)
 
 
-class Labels(_Part):
+class Labels(_Part, frozen=True):
     """`[labels]`: how verdicts arrive on `<pipeline>.labels`."""
 
     verdict: str = "is_fraud"  # JSON key: true, false, 1 or 0
@@ -139,7 +139,7 @@ class Labels(_Part):
         return duration_ms(self.maturity)
 
 
-class Detector(_Part):
+class Detector(_Part, frozen=True):
     """`[detector]`: the model that reads the window."""
 
     architecture: Literal["gru"] = "gru"
@@ -147,14 +147,14 @@ class Detector(_Part):
     embedding: Annotated[int, Meta(ge=1, le=64)] = 8  # numbers a category is turned into
 
 
-class Policy(_Part):
+class Policy(_Part, frozen=True):
     """`[policy]`: when a score becomes an alert."""
 
     alerts_per_day: Annotated[float, Meta(gt=0)] = 100.0  # the threshold is set to this budget at training
     reasons: Annotated[int, Meta(ge=1, le=20)] = 3  # reason codes in an alert
 
 
-class State(_Part):
+class State(_Part, frozen=True):
     """`[state]`: how long Redis keeps an entity nobody hears of."""
 
     ttl: Duration = "90d"
@@ -164,7 +164,7 @@ class State(_Part):
         return duration_ms(self.ttl)
 
 
-class Pipeline(_Part):
+class Pipeline(_Part, frozen=True):
     """A whole pipeline file. `fields` keeps the file's order, which fixes every layout derived from it."""
 
     pipeline: Stream
