@@ -1,0 +1,1 @@
+"""Learning from delayed labels: history, replay, fine-tuning, evaluation, promotion."""

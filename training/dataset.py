@@ -1,0 +1,184 @@
+"""Which events a model is trained on, checked on, and calibrated on: split by time, labels matured.
+
+    … train ──────────┤ gap ├ validation ┤ holdout ┤ maturity ├ end
+
+An event is used once `labels.maturity` has passed since it, when no verdict counts as legitimate. Between the
+training and validation lies a gap as long: on the first day of validation a model in production would know no
+younger label. Validation chooses the epoch; the holdout, newest and untouched by that choice, gives calibration,
+threshold and the reported metrics. All frauds are trained on, of the legitimate a seeded share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.clock import DAY_MS, to_iso
+from models.events import EventBatch
+from models.features.encoded import Encoded
+from training.errors import TrainingError
+from training.replay import History, replay
+
+__all__ = ["Dataset", "Part", "Split", "build_dataset", "plan_split", "sampled"]
+
+MIN_FRAUDS = 10  # fewer in a part decide nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Borders in epoch milliseconds; each part begins at its start and ends before its end."""
+
+    train_start_ms: int
+    train_end_ms: int
+    validation_start_ms: int
+    holdout_start_ms: int
+    holdout_end_ms: int
+    end_ms: int
+
+    @property
+    def holdout_days(self) -> float:
+        return (self.holdout_end_ms - self.holdout_start_ms) / DAY_MS
+
+    def part_of(self, time_M: NDArray[np.int64]) -> NDArray[np.int8]:
+        """0 train, 1 validation, 2 holdout, -1 none of them."""
+        part_M = np.full(len(time_M), -1, dtype=np.int8)
+        part_M[(time_M >= self.train_start_ms) & (time_M < self.train_end_ms)] = 0
+        part_M[(time_M >= self.validation_start_ms) & (time_M < self.holdout_start_ms)] = 1
+        part_M[(time_M >= self.holdout_start_ms) & (time_M < self.holdout_end_ms)] = 2
+        return part_M
+
+    def describe(self) -> dict[str, str]:
+        return {name.removesuffix("_ms"): to_iso(ms) for name, ms in vars(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """N events in the order of the clock, with their windows. fraud_N: bool; time_N: int64, epoch ms."""
+
+    encoded: Encoded
+    fraud_N: NDArray[np.bool_]
+    entity: list[str]
+    time_N: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.fraud_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The three parts; legit_share is the share of the legitimate events that `train` kept."""
+
+    split: Split
+    train: Part
+    validation: Part
+    holdout: Part
+    legit_share: float
+
+
+def plan_split(
+    end_ms: int,
+    first_ms: int,
+    maturity_ms: int,
+    *,
+    train_ms: int | None,
+    gap_ms: int,
+    validation_ms: int,
+    holdout_ms: int,
+) -> Split:
+    """The split of a history that begins at `first_ms`, seen at `end_ms`; train_ms None takes all of it.
+
+    Raises TrainingError, with the dates, when nothing is left to train on.
+    """
+    holdout_end = end_ms - maturity_ms
+    holdout_start = holdout_end - holdout_ms
+    validation_start = holdout_start - validation_ms
+    train_end = validation_start - gap_ms
+    train_start = first_ms if train_ms is None else max(first_ms, train_end - train_ms)
+    if train_start >= train_end:
+        raise TrainingError(
+            f"nothing to train on: the history begins {to_iso(first_ms)}, and with maturity, holdout, validation and "
+            f"gap before {to_iso(end_ms)} training ends {to_iso(train_end)}: expected a longer history or shorter parts"
+        )
+    return Split(
+        train_start_ms=train_start, train_end_ms=train_end, validation_start_ms=validation_start,
+        holdout_start_ms=holdout_start, holdout_end_ms=holdout_end, end_ms=end_ms,
+    )  # fmt: skip
+
+
+def build_dataset(
+    history: History,
+    split: Split,
+    *,
+    max_legit: int,
+    seed: int,
+    report: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Replay what was known at the split's end and keep the three parts' windows.
+
+    max_legit: about this many legitimate events are kept for training. Raises TrainingError when a part holds
+    too few frauds to learn or decide anything from.
+    """
+    known = history.known_by(split.end_ms)
+    frauds = known.frauds()
+    in_train = int((split.part_of(known.event_time_M) == 0).sum())
+    share = min(1.0, max_legit / max(in_train, 1))
+
+    def want(batch: EventBatch) -> NDArray[np.bool_]:
+        part_M = split.part_of(batch.time_M)
+        kept_M = sampled(batch.id_hash_M, share, seed) | _is_in(batch.event_id, frauds)
+        return np.asarray((part_M > 0) | ((part_M == 0) & kept_M))
+
+    parts = _Parts(split, frauds)
+    for chunk in replay(known, want, report=report):
+        parts.add(chunk.encoded, chunk.batch)
+    train, validation, holdout = (parts.join(i, name) for i, name in enumerate(("train", "validation", "holdout")))
+    return Dataset(split, train, validation, holdout, share)
+
+
+def sampled(id_hash_M: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.bool_]:
+    """A share of events that depends on their ids and the seed alone, not on their order or number."""
+    # splitmix64's finisher (Steele, Lea, Flood 2014): neighbouring seeds choose unrelated samples
+    mixed = id_hash_M ^ np.uint64((seed * 0x9E3779B97F4A7C15 + 1) & 0xFFFFFFFFFFFFFFFF)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return np.asarray((mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < share)
+
+
+class _Parts:
+    """Collects the windows of each part; a part is joined once and then dropped here, to hold no second copy."""
+
+    def __init__(self, split: Split, frauds: set[str]) -> None:
+        self.split, self.frauds = split, frauds
+        self.chunks: list[list[Part]] = [[], [], []]
+
+    def add(self, encoded: Encoded, batch: EventBatch) -> None:
+        part_M = self.split.part_of(batch.time_M)
+        fraud_M = _is_in(batch.event_id, self.frauds)
+        for number in np.unique(part_M).tolist():
+            index = np.flatnonzero(part_M == number)
+            entity = [batch.entity[i] for i in index.tolist()]
+            self.chunks[number].append(Part(encoded.take(index), fraud_M[index], entity, batch.time_M[index]))
+
+    def join(self, number: int, name: str) -> Part:
+        chunks, self.chunks[number] = self.chunks[number], []
+        frauds = sum(int(c.fraud_N.sum()) for c in chunks)
+        if frauds < MIN_FRAUDS:
+            events = sum(len(c) for c in chunks)
+            borders = ", ".join(f"{k} {v}" for k, v in self.split.describe().items())
+            raise TrainingError(
+                f"{name} holds {frauds} frauds in {events} events: expected at least {MIN_FRAUDS} ({borders})"
+            )
+        return Part(
+            Encoded.concatenate([c.encoded for c in chunks]),
+            np.concatenate([c.fraud_N for c in chunks]),
+            [e for c in chunks for e in c.entity],
+            np.concatenate([c.time_N for c in chunks]),
+        )
+
+
+def _is_in(ids: list[str], chosen: set[str]) -> NDArray[np.bool_]:
+    return np.fromiter((i in chosen for i in ids), dtype=bool, count=len(ids))

@@ -1,0 +1,105 @@
+"""Where the broker and the registry are: the settings training shares with the worker.
+
+Read once, from the environment (prefix `LEPTON_`) and from the TOML file that `LEPTON_SETTINGS` or
+`--settings` names; the environment wins. Keys of that file that only the worker needs are passed over
+here, since both read the same one. Nothing else in `training` looks at the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.sources import PydanticBaseSettingsSource
+
+from models.errors import SettingsError, shorten
+
+__all__ = ["Settings", "load_settings"]
+
+PREFIX = "LEPTON_"
+SECRET = ("password",)  # a value whose name holds one of these words never reaches a message
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; `LEPTON_<NAME>` in the environment overrides it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    pipeline: str = "payments"  # a shipped name or a TOML file
+    registry: Path = Path("artifacts/registry")
+    kafka_brokers: str = "127.0.0.1:9092"  # host:port, comma-separated
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: SecretStr | None = None
+    kafka_ssl_cafile: Path | None = None
+    kafka_ssl_certfile: Path | None = None
+    kafka_ssl_keyfile: Path | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment before what the file says (which `load_settings` passes to the constructor)."""
+        return env_settings, init_settings
+
+    def kafka_options(self) -> dict[str, Any]:
+        """Keyword arguments every kafka-python client takes."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": [b.strip() for b in self.kafka_brokers.split(",")],
+            "security_protocol": self.kafka_security_protocol,
+        }
+        if self.kafka_security_protocol.startswith("SASL") and self.kafka_sasl_password is not None:
+            options |= {
+                "sasl_mechanism": self.kafka_sasl_mechanism,
+                "sasl_plain_username": self.kafka_sasl_username,
+                "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
+            }
+        if self.kafka_security_protocol.endswith("SSL"):
+            files = {"cafile": self.kafka_ssl_cafile, "certfile": self.kafka_ssl_certfile,
+                     "keyfile": self.kafka_ssl_keyfile}  # fmt: skip
+            options |= {f"ssl_{name}": str(path) for name, path in files.items() if path is not None}
+        return options
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """The settings; `path` (else the variable LEPTON_SETTINGS) is the TOML file.
+
+    Raises SettingsError with the variable, its value and what was expected.
+    """
+    named = path or (Path(os.environ[PREFIX + "SETTINGS"]) if PREFIX + "SETTINGS" in os.environ else None)
+    values = _read_file(named) if named else {}
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise _error(name, first["input"], first["msg"]) from error
+    for broker in settings.kafka_brokers.split(","):
+        host, _, port = broker.strip().rpartition(":")
+        if not host or not port.isdigit():
+            raise _error("kafka_brokers", settings.kafka_brokers, "host:port, comma-separated")
+    return settings
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _error("settings", str(path), f"a readable TOML file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _error("settings", str(path), f"valid TOML ({error})") from error
+
+
+def _error(name: str, value: object, expected: str) -> SettingsError:
+    shown = "***" if any(word in name for word in SECRET) else shorten(value)
+    return SettingsError(f"{PREFIX}{name.upper()} = {shown}: expected {expected}")
