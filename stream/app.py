@@ -7,6 +7,7 @@ processors. Agents only hand chunks to a lane.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -42,6 +43,7 @@ BUFFERED_CHUNKS = 8  # in Faust's queue, on top of two batches in a lane
 COMMIT_INTERVAL_S = 1.0
 POLL_RECORDS = 4096
 RETRY_TAKE_OVER_S = 0.5
+STUCK_S = 10.0
 
 
 def run_worker(settings: Settings) -> None:
@@ -115,7 +117,7 @@ class Scoring(Service):
         self.events = Delivery(self.store, event_tag, self._blocking, self._seek)
         self.labels = Delivery(self.store, label_tag, self._aside, self._seek)
         events = EventProcessor(codec, self.store, self.events, self.publisher, self.champion, self._blocking)
-        labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._aside)
+        labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._aside, self._events_clock)
         size = settings.batch_max_events
         self.lanes = {
             pipeline.topic("events"): Lane("events", events, size, self._fatal, self.champion.ready),
@@ -200,6 +202,18 @@ class Scoring(Service):
         except Exception:  # not assigned any more, or the consumer is not up
             return None
         return None if end is None else int(end)
+
+    def _events_clock(self) -> int | None:
+        """The clock of the event partition that is furthest behind, of those that move and have records waiting."""
+        clocks = []
+        for tp, source in list(self.events.sources.items()):
+            if time.monotonic() - source.progress_s > STUCK_S:
+                continue  # what waits may be no more than a transaction's marker: labels must not wait for ever
+            end = self._highwater(tp)
+            # None: nothing was fetched yet, so nobody knows that nothing waits
+            if end is None or end > source.next_offset:
+                clocks.append(source.held.clock_ms if source.held else 0)
+        return min(clocks, default=None)
 
     def _version(self) -> str | None:
         return self.champion.scorer.version if self.champion.scorer else None

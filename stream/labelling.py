@@ -3,11 +3,16 @@
 A label is counted once, in the bucket of its partition's clock (the greatest arrival time so far), so what an
 event sees of it depends on when it arrived and on nothing else. Entities' own states do not learn of labels.
 
+While this worker's events are behind, labels wait for them: a profile remembers a bounded stretch of time, and
+labels from far ahead of the events being scored would push out what those events still have to read.
+
 Dies before the store: nothing has happened. Dies after it: the outbox is applied by the next owner.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,22 +32,50 @@ from stream.transport import Chunk
 
 __all__ = ["LabelProcessor"]
 
+HOLD_S = 0.02  # between looks at how far the events have come
+
 
 class LabelProcessor:
     """Applies chunks of labels."""
 
     def __init__(
-        self, codec: Codec, store: RedisStore, delivery: Delivery, publisher: Publisher, blocking: Blocking
+        self,
+        codec: Codec,
+        store: RedisStore,
+        delivery: Delivery,
+        publisher: Publisher,
+        blocking: Blocking,
+        events_clock: Callable[[], int | None],
     ) -> None:
         self.codec, self.store, self.delivery = codec, store, delivery
         self.publisher, self.blocking = publisher, blocking
         self._name = codec.pipeline.name
+        self._events_clock = events_clock
+        self._ahead_ms = min((p.delay_ms for p in codec.pipeline.profiles.values()), default=0)
 
     async def process(self, chunks: list[Chunk]) -> None:
         for tp, records in (await self.delivery.admit(chunks)).items():
-            append_ms = np.array([r.timestamp for r in records], dtype=np.int64)
-            decoded = await self.blocking(self.codec.decode_labels, [r.value for r in records], append_ms)
-            await self._apply(tp, records, decoded)
+            first = 0
+            while first < len(records) and tp in self.delivery.sources:
+                due = first + await self.blocking(self._due, records[first:])
+                if due > first:
+                    await self._apply(tp, records[first:due], await self.blocking(self._decode, records[first:due]))
+                    first = due
+                else:
+                    await asyncio.sleep(HOLD_S)
+
+    def _due(self, records: list[Any]) -> int:
+        """How many of these labels the events have come close enough to; all when no event waits."""
+        clock = self._events_clock()
+        if clock is None:
+            return len(records)
+        decoded = self._decode(records)
+        ahead = decoded.batch.time_M > clock + self._ahead_ms
+        return int(decoded.good[ahead.argmax()]) if ahead.any() else len(records)
+
+    def _decode(self, records: list[Any]) -> DecodedLabels:
+        append_ms = np.array([r.timestamp for r in records], dtype=np.int64)
+        return self.codec.decode_labels([r.value for r in records], append_ms)
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         for tp, records in (await self.delivery.admit([chunk])).items():
