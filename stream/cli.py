@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from aiokafka.errors import KafkaError
 from cyclopts import App, Parameter, validators
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -216,6 +218,11 @@ def main() -> None:
         app()
     except LeptonError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (RedisError, KafkaError) as error:
+        # the worker waits for servers that are away; a command says which one does not answer
+        server = "Redis (LEPTON_REDIS_…)" if isinstance(error, RedisError) else "Kafka (LEPTON_KAFKA_…)"
+        print(f"error: {server}: {error}: expected a server that answers", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -194,8 +194,8 @@ def _summarise(
         ("latency, append to score read", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms"),
         ("alerts", f"{len(tracker.alerts)}, of which {right} right; {caught:.0%} of the fraud caught"),
         ("model on held-back days", f"average precision {_ap(first)} → {_ap(better)}"),
-        ("hot swap", f"{max(swapped_at - promoted_at, 0):.1f} s after promotion; p99 {before.p99_ms:.0f} ms in the second "
-                     f"before, {during.p99_ms:.0f} ms in its own"),
+        ("hot swap", f"{max(swapped_at - promoted_at, 0):.1f} s after promotion; p99 {before.p99_ms:.0f} ms in the "
+                     f"second before, {during.p99_ms:.0f} ms in its own"),
     ]  # fmt: skip
     stage.console.print(summary_table(rows))
 

@@ -13,7 +13,8 @@ import structlog
 
 __all__ = ["configure_logs"]
 
-NOISY = ("aiokafka", "kafka", "faust", "mode", "asyncio")  # a line per reconnect attempt at INFO
+NOISY = ("aiokafka", "faust", "mode", "asyncio")  # a line per reconnect attempt at INFO
+SAID_BY_US = "kafka"  # kafka-python only creates topics here, and its failure to connect is our error message
 
 
 def configure_logs(level: str = "INFO", as_json: bool = False) -> None:
@@ -39,6 +40,7 @@ def configure_logs(level: str = "INFO", as_json: bool = False) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger(SAID_BY_US).setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from aiokafka import AIOKafkaProducer
 from numpy.typing import NDArray
+from redis.exceptions import RedisError
 
 from models.clock import HOUR_MS
 from models.codec import Codec
@@ -146,7 +147,10 @@ class _Followed:
 async def _wait(client: Any, pipeline: Pipeline, offsets: Offsets, patience_s: float) -> None:
     deadline, before, pause = time.monotonic() + patience_s, None, 0.002
     while True:
-        now = await asyncio.to_thread(_positions, client, pipeline.name, offsets)
+        try:
+            now = await asyncio.to_thread(_positions, client, pipeline.name, offsets)
+        except RedisError:  # away for a while: workers wait for it as well
+            now = before or dict.fromkeys(offsets, 0)
         behind = {key: offset for key, offset in offsets.items() if now[key] < offset}
         if not behind:
             return

@@ -1,8 +1,9 @@
 """Rows to be published, from a CSV, JSONL or Parquet file or from memory, in event-time order.
 
 A file's columns are matched to the pipeline's fields; values are only unwrapped (`"12.5"` in a CSV is a number),
-never judged: that is the worker's task, so a bad value reaches the topic as it stands. Rows without a usable time
-cannot be put in order and are counted as skipped. The file must fit in memory.
+never judged: that is the worker's task, so a bad value reaches the topic as it stands. A CSV's separator and its
+words for a missing value are recognised as `python -m models pipeline init` does. Rows without a usable time cannot
+be put in order and are counted as skipped. The file must fit in memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from models.clock import from_iso
 from models.errors import LeptonError, shorten
+from models.pipeline.sample import MISSING_TEXTS, csv_delimiter
 from models.pipeline.spec import BooleanField, Field, GeoField, NumberField, Pipeline
 
 __all__ = ["FileRows", "Rows", "read_file"]
@@ -31,6 +33,8 @@ NO_TIME = np.iinfo(np.int64).min
 BOOLEANS = {"true": True, "t": True, "yes": True, "y": True, "1": True}
 BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "0": False}
 LATITUDE, LONGITUDE = ".latitude", ".longitude"
+HEAD = 65_536  # characters that hold a CSV's header
+LONGEST_MISSING = max(map(len, MISSING_TEXTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def read_file(
     labels: str | None = None,
     label_delay_ms: int = 0,
 ) -> FileRows:
-    """Read a .csv, .jsonl (.ndjson) or .parquet file.
+    """Read a .csv, .jsonl (.ndjson, .json) or .parquet file.
 
     columns: file column → field (name or JSON key; `latitude` or `<field>.latitude` for positions) where names
     differ. labels: column with the verdict of each row (true, false, 1, 0; empty: none); its label arrives
@@ -271,7 +275,8 @@ class _ArrowTable(_Table):
 
 
 def _read(path: Path) -> _Table:
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_jsonl,
+               ".parquet": _read_parquet}  # fmt: skip
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise LeptonError(f"{path}: expected a file that ends in one of {_list(readers)}")
@@ -285,16 +290,25 @@ def _read(path: Path) -> _Table:
 
 def _read_csv(path: Path) -> _Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
+        delimiter = csv_delimiter(file.read(HEAD))
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter)
         header = next(reader, None)
         if not header:
             raise LeptonError(f"{path}: expected a first line with column names")
-        columns: list[list[str]] = [[] for _ in header]
+        columns: list[list[str | None]] = [[] for _ in header]
         for row in reader:
             if row:  # a short row lacks its last values
                 for column, value in zip_longest(columns, row[: len(header)], fillvalue=""):
-                    column.append(value)  # type: ignore[union-attr]
-    return _Table(dict(zip(header, columns, strict=True)))
+                    column.append(_present(value))  # type: ignore[union-attr, arg-type]
+    # of columns with one name the first counts
+    return _Table(dict(zip(reversed(header), reversed(columns), strict=True)))
+
+
+def _present(text: str) -> str | None:
+    """The text of a CSV's value, None for the words that stand for a missing one."""
+    text = text.strip()
+    return None if len(text) <= LONGEST_MISSING and text.lower() in MISSING_TEXTS else text
 
 
 def _read_jsonl(path: Path) -> _Table:

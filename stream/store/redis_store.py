@@ -118,11 +118,11 @@ class RedisStore:
 
     def recover(self, tag: str) -> Position | None:
         """Take over a source: apply what its last owner may have left unapplied, and return its position."""
-        outbox_key_, position_key_ = outbox_key(self.pipeline, tag), position_key(self.pipeline, tag)
-        entry = self.client.get(outbox_key_)
+        # Both at one moment: read one after the other, the last owner could store between, and its entry would be
+        # overwritten by our next store before anybody applied it.
+        entry, record = self.client.mget(outbox_key(self.pipeline, tag), position_key(self.pipeline, tag))
         if entry is not None:
             self.apply(tag, Outbox.unpack(entry))
-        record = self.client.get(position_key_)
         return None if record is None else Position.unpack(record)
 
     def _profiles_by_shard(self, profile_keys: Mapping[str, Sequence[str]]) -> dict[int, list[tuple[str, int, str]]]:

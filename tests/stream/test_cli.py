@@ -98,3 +98,11 @@ except ZeroDivisionError:
     assert (second["event"], second["logger"]) == ("failed", "library")
     assert "ZeroDivisionError" in second["exception"]
     assert done.stdout == ""
+
+
+def test_a_server_that_does_not_answer_is_one_line() -> None:
+    """A command names the server it could not reach, without a traceback."""
+    ran = _run("state", "show", "card-1", LEPTON_REDIS_PORT="1")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: Redis (LEPTON_REDIS_…)")
+    assert len(ran.stderr.splitlines()) == 1
