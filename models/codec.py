@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from models.clock import to_iso
 from models.columns import Columns, columns_to_batch, identifier
-from models.errors import EventError, shorten
 from models.events import EventBatch, LabelBatch
 from models.features.layout import Layout
 from models.pipeline.spec import (
@@ -33,35 +32,24 @@ from models.pipeline.spec import (
     Pipeline,
     TimeField,
 )  # fmt: skip
+from models.records import (
+    DECODE_ERRORS,
+    MAX_BYTES,
+    MAX_TEXT,
+    REASONS,
+    BadRecord,
+    Text,
+    Whole,
+    decode_each,
+    decode_one,
+    make_decoder,
+    optional,
+    time_type,
+)
 
 __all__ = ["MAX_BYTES", "REASONS", "BadRecord", "Codec", "Decoded", "DecodedLabels", "columns_to_batch"]
 
-REASONS = {
-    "empty": "the record has no value",
-    "size": "the record is larger than MAX_BYTES",
-    "encoding": "the bytes are not UTF-8",
-    "json": "the text is not JSON",
-    "schema": "a field is missing or of another type",
-    "range": "a number is outside the field's limits",
-    "time": "the event time is outside the years 1970 to 2100",
-    "future": "the event time is further ahead of the broker's clock than pipeline.max_future",
-    "key": "the record's key is not the event's entity",
-}
-MAX_BYTES = 65_536  # an event of this size is a mistake or an attack; decoding it would stall the batch
-MAX_TEXT = 256  # characters of an identifier or category: each is kept in keys, states or alerts
 LATEST_MS = 4_102_444_800_000  # 2100-01-01
-
-Text = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
-Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """A record that was refused: its position in the input, a key of REASONS, and the particulars."""
-
-    index: int
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +79,10 @@ class Codec:
         self.layout = Layout(pipeline)
         members = [m for name in pipeline.fields for m in self._members(name)]
         self._columns = tuple(column for column, _, _ in members)
+        self._keys = tuple(key for _, key, _ in members)
         # columns of positions have dots in their names; attributes of a struct cannot
-        self._event = _decoder("Event", [(f"c{i}", key, kind) for i, (_, key, kind) in enumerate(members)])
-        self._label = _decoder("Label", self._label_members())
+        self._event = make_decoder("Event", [(f"c{i}", key, kind) for i, (_, key, kind) in enumerate(members)])
+        self._label = make_decoder("Label", self._label_members())
         self._encode = msgspec.json.Encoder().encode
 
     def decode(
@@ -107,7 +96,7 @@ class Codec:
         append_ms: int64 (M,), the broker's clock when it took each record, against which the future is
         measured. keys: the records' keys, to be checked against the entity; None leaves that out.
         """
-        structs, good, bad = _decode_each(self._event, values)
+        structs, good, bad = decode_each(self._event, values)
         columns = _as_columns(structs, self._columns)
         refused = self._refused(columns, append_ms[good])
         if keys is not None:
@@ -121,7 +110,7 @@ class Codec:
 
     def decode_labels(self, values: Sequence[bytes | None], append_ms: NDArray[np.int64]) -> DecodedLabels:
         """Labels of M record values. A label that arrives before it was appended is as bad as such an event."""
-        structs, good, bad = _decode_each(self._label, values)
+        structs, good, bad = decode_each(self._label, values)
         times = np.array([self._time_ms(s.time) for s in structs], dtype=np.int64)
         refused = self._refused_times(times, append_ms[good])
         bad += [BadRecord(int(good[i]), reason, detail) for i, (reason, detail) in refused.items()]
@@ -139,11 +128,14 @@ class Codec:
         return DecodedLabels(batch, good[keep], sorted(bad, key=lambda b: b.index))
 
     def decode_one(self, value: bytes) -> dict[str, Any]:
-        """The JSON object of one event, as it came. Raises EventError."""
+        """The JSON object of one event, as it came; of one that is broken where no field is read (`decode` skips
+        that unread), the fields. Raises EventError."""
         try:
             return dict(msgspec.json.decode(value, type=dict[str, Any]))
-        except _DECODE_ERRORS as error:
-            raise EventError(*_reason(error, value)) from error
+        except DECODE_ERRORS:
+            struct = decode_one(self._event.decode, value)
+            read = {key: getattr(struct, f"c{i}") for i, key in enumerate(self._keys)}
+            return {key: member for key, member in read.items() if member is not None}
 
     def encode_event(self, row: Mapping[str, Any]) -> bytes:
         """The JSON of one event.
@@ -177,19 +169,19 @@ class Codec:
         field = self.pipeline.fields[name]
         if isinstance(field, GeoField):
             kinds = (("latitude", field.latitude), ("longitude", field.longitude))
-            return [(f"{name}.{part}", key, _optional(float, field.required)) for part, key in kinds]
+            return [(f"{name}.{part}", key, optional(float, field.required)) for part, key in kinds]
         kind: Any
         if isinstance(field, IdField | EntityField):
             kind = Text | Whole
         elif isinstance(field, TimeField):
-            kind = _time_type(field.unit)
+            kind = time_type(field.unit)
         elif isinstance(field, NumberField):
             kind = float
         elif isinstance(field, CategoryField):
             kind = Annotated[str, Meta(max_length=MAX_TEXT)] | Whole | bool
         elif isinstance(field, BooleanField):
             kind = Annotated[int, Meta(ge=0, le=1)] | bool
-        return [(name, self.pipeline.json_key(name), _optional(kind, field.required))]
+        return [(name, self.pipeline.json_key(name), optional(kind, field.required))]
 
     def _label_members(self) -> list[tuple[str, str, Any]]:
         spec = self.pipeline
@@ -198,7 +190,7 @@ class Codec:
         return [
             ("event_id", spec.json_key(spec.pipeline.event_id), Text | Whole),
             ("verdict", spec.labels.verdict, verdict),
-            ("time", spec.labels.time, _time_type(self.time_unit)),
+            ("time", spec.labels.time, time_type(self.time_unit)),
             *((f"key_{name}", spec.json_key(name), Text | Whole | None) for name in sorted(fields)),
         ]
 
@@ -225,6 +217,7 @@ class Codec:
                 outside = (column < low) | (column > high)
             for i in np.flatnonzero(outside).tolist():
                 refused[i] = ("range", f"{name} = {column[i]}: expected a number from {low} to {high}")
+            column[outside] = 0.0  # of an event that goes no further; float32 may not hold it
         for name in self.pipeline.of_type(GeoField):
             half = np.isnan(columns[f"{name}.latitude"]) != np.isnan(columns[f"{name}.longitude"])
             for i in np.flatnonzero(half).tolist():
@@ -262,78 +255,12 @@ class Codec:
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
-_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, ValueError)
 
 
 def _time_unit(pipeline: Pipeline) -> str:
     field = pipeline.fields[pipeline.pipeline.time]
     assert isinstance(field, TimeField)  # checked when the file was read
     return field.unit
-
-
-def _time_type(unit: str) -> Any:
-    if unit == "iso8601":
-        return datetime.datetime
-    limit = 10**11 if unit == "s" else 10**14  # far outside 1970 to 2100, and safe to multiply
-    whole = Annotated[int, Meta(ge=-limit, le=limit)]
-    return Annotated[float, Meta(ge=-limit, le=limit)] if unit == "s" else whole
-
-
-def _optional(kind: Any, required: bool) -> Any:
-    return kind if required else kind | None
-
-
-def _decoder(name: str, members: list[tuple[str, str, Any]]) -> msgspec.json.Decoder[Any]:
-    """A decoder for objects with these members; an optional member defaults to None."""
-    fields: list[Any] = []
-    for attribute, _, kind in members:
-        optional = type(None) in getattr(kind, "__args__", ())
-        fields.append((attribute, kind, None) if optional else (attribute, kind))
-    keys = {attribute: key for attribute, key, _ in members}
-    struct = msgspec.defstruct(name, fields, rename=keys, kw_only=True, gc=False)
-    return msgspec.json.Decoder(struct)
-
-
-def _decode_each(
-    decoder: msgspec.json.Decoder[Any], values: Sequence[bytes | None]
-) -> tuple[list[Any], NDArray[np.int64], list[BadRecord]]:
-    """All at once while nothing is wrong; one by one, to find what is, when something is."""
-    decode = decoder.decode
-    if all(value is not None and len(value) <= MAX_BYTES for value in values):
-        try:
-            return [decode(value) for value in values], np.arange(len(values)), []  # type: ignore[arg-type]
-        except _DECODE_ERRORS:
-            pass
-    structs, good, bad = [], [], []
-    for i, value in enumerate(values):
-        try:
-            structs.append(_decode_one(decode, value))
-            good.append(i)
-        except EventError as error:
-            bad.append(BadRecord(i, error.reason, error.detail))
-    return structs, np.array(good, dtype=np.int64), bad
-
-
-def _decode_one(decode: Any, value: bytes | None) -> Any:
-    if not value:
-        raise EventError("empty", "value = nothing: expected a JSON object")
-    if len(value) > MAX_BYTES:
-        raise EventError("size", f"value has {len(value)} bytes: expected at most {MAX_BYTES}")
-    try:
-        return decode(value)
-    except _DECODE_ERRORS as error:
-        raise EventError(*_reason(error, value)) from error
-
-
-def _reason(error: Exception, value: bytes) -> tuple[str, str]:
-    """Which of REASONS a decoding failure is. msgspec names the field; it never quotes the payload."""
-    if isinstance(error, msgspec.ValidationError | RecursionError | OverflowError):
-        return "schema", str(error)
-    try:
-        value.decode()
-    except UnicodeDecodeError as wrong:
-        return "encoding", f"byte {wrong.start} = {shorten(value[wrong.start : wrong.start + 1])}: expected UTF-8"
-    return "json", str(error)
 
 
 def _as_columns(structs: list[Any], names: tuple[str, ...]) -> Columns:
