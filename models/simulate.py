@@ -265,10 +265,15 @@ def _episodes(rng: np.random.Generator, size: Ints, gap_ms: float) -> tuple[Ints
     return episode, (total - total[first][episode]).astype(np.int64)
 
 
+def _spread_out(rng: np.random.Generator, span_ms: int, n: int) -> Ints:
+    """Random times, one in each n-th of the span: every week sees every pattern, as with many more customers."""
+    return ((np.arange(n) + rng.random(n)) / n * span_ms).astype(np.int64)
+
+
 def _spree(rng: np.random.Generator, world: _World, n: int) -> _Part:
     episode, since = _episodes(rng, rng.integers(3, 12, n), HOUR_MS / 4)
     victim = rng.integers(0, world.customers, n)
-    start = rng.integers(0, world.span_ms, n)
+    start = _spread_out(rng, world.span_ms, n)
     city = _other_city(rng, world.home_C[victim], world.cities)
     customer = victim[episode]
     merchant = world.shop_in(rng, city[episode])
@@ -286,14 +291,14 @@ def _testing(rng: np.random.Generator, world: _World, n: int) -> _Part:
     amount = rng.uniform(0.5, 3, len(episode))
     amount[last] = world.usual_amount(rng, customer[last], merchant[last]) * rng.uniform(4, 10, n)
     device = _fraud_device(rng, world, n)[episode]
-    start = rng.integers(0, world.span_ms, n)
+    start = _spread_out(rng, world.span_ms, n)
     return _Part(start[episode] + since, customer, merchant, amount, np.full(len(episode), ONLINE), device)
 
 
 def _merchant(rng: np.random.Generator, world: _World, n: int) -> _Part:
     episode, since = _episodes(rng, rng.integers(12, 29, n), 5 * HOUR_MS)
     shop = rng.choice(world.local, n)
-    start = rng.integers(0, world.span_ms, n)
+    start = _spread_out(rng, world.span_ms, n)
     customer = _neighbour(rng, world, world.city_M[shop][episode])
     merchant = shop[episode]
     amount = world.usual_amount(rng, customer, merchant)
@@ -315,7 +320,7 @@ def _takeover(rng: np.random.Generator, world: _World, n: int) -> _Part:
     episode, since = _episodes(rng, rng.integers(3, 10, n), HOUR_MS / 2)
     victim = rng.integers(0, world.customers, n)
     night = (world.hour_C[victim] + rng.normal(12, 2.0, n)) % 24
-    start = rng.integers(0, world.span_ms // DAY_MS, n) * DAY_MS + (night * HOUR_MS).astype(np.int64)
+    start = _spread_out(rng, world.span_ms, n) // DAY_MS * DAY_MS + (night * HOUR_MS).astype(np.int64)
     customer = victim[episode]
     merchant = world.online_shop(rng, len(episode))
     amount = world.usual_amount(rng, customer, merchant) * rng.uniform(1.2, 6, len(episode))

@@ -114,10 +114,11 @@ class Scoring(Service):
         self.store = RedisStore(self.client, codec.layout)
         self.publisher = Publisher(settings)
         self.champion = Champion(settings, pipeline, self._aside)
-        self.events = Delivery(self.store, event_tag, self._blocking, self._seek)
-        self.labels = Delivery(self.store, label_tag, self._aside, self._seek)
+        self.events = Delivery(self.store, event_tag, self._blocking, self._seek, self._highwater)
+        self.labels = Delivery(self.store, label_tag, self._aside, self._seek, self._highwater)
         events = EventProcessor(codec, self.store, self.events, self.publisher, self.champion, self._blocking)
         labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._aside, self._events_clock)
+        self._hold_no_labels = labels.stop
         size = settings.batch_max_events
         self.lanes = {
             pipeline.topic("events"): Lane("events", events, size, self._fatal, self.champion.ready),
@@ -127,7 +128,7 @@ class Scoring(Service):
         if not pipeline.pipeline.keyed_by_entity:
             self.ingest = IngestProcessor(codec, self.publisher)
             self.lanes[pipeline.topic("ingest")] = Lane("ingest", self.ingest, size, self._fatal)
-        progress = Progress(self._sources, self._highwater, settings.stall_s)
+        progress = Progress(self._sources, self._highwater, self._waits, settings.stall_s)
         self.health = HealthServer(settings.http_host, settings.http_port, progress, self._version)
         self._running: list[asyncio.Task[None]] = []
         super().__init__(**kwargs)
@@ -142,6 +143,7 @@ class Scoring(Service):
         """Finish the batch in hand, store it, and take no more. Awaited before the last commit."""
         for lane in self.lanes.values():
             await lane.stop()
+        self._hold_no_labels()
         if self._running:
             # a lane that waits for its first model never ends by itself
             done, waiting = await asyncio.wait(self._running, timeout=self.settings.redis_timeout_s * 4)
@@ -196,6 +198,11 @@ class Scoring(Service):
     def _sources(self) -> dict[TP, Source]:
         return self.events.sources | self.labels.sources
 
+    def _waits(self, tp: TP) -> bool:
+        """Whether a partition stands still for a good reason: events without a model, labels ahead of the events."""
+        no_model = self.champion.scorer is None
+        return no_model or (tp.topic == self.pipeline.topic("labels") and self._events_clock() is not None)
+
     def _highwater(self, tp: TP) -> int | None:
         try:
             end = self.app.consumer.highwater(tp)
@@ -207,7 +214,7 @@ class Scoring(Service):
         """The clock of the event partition that is furthest behind, of those that move and have records waiting."""
         clocks = []
         for tp, source in list(self.events.sources.items()):
-            if time.monotonic() - source.progress_s > STUCK_S:
+            if self.champion.scorer and time.monotonic() - source.progress_s > STUCK_S:
                 continue  # what waits may be no more than a transaction's marker: labels must not wait for ever
             end = self._highwater(tp)
             # None: nothing was fetched yet, so nobody knows that nothing waits

@@ -109,6 +109,7 @@ class Champion:
                 await consumer.start()
                 while True:
                     if await consumer.getmany(timeout_ms=TOPIC_POLL_MS):
+                        self._refused = None  # promoted again, perhaps because it was mended
                         self._look.set()
             except (KafkaError, OSError) as error:
                 log.warning("models topic is away", error=str(error)[:200])

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from faust.types import TP
 
+from models.errors import StateError
 from stream import metrics
 from stream.source import Source, Verdict
 from stream.store.keys import Position
@@ -37,12 +38,18 @@ class Moved(Exception):  # noqa: N818, a turn of events more than an error
 
 
 class Delivery:
-    """Sources of one topic. `seek` is the consumer's; `blocking` keeps Redis off the event loop."""
+    """Sources of one topic. `seek` and `highwater` are the consumer's; `blocking` keeps Redis off the event loop."""
 
     def __init__(
-        self, store: RedisStore, tag_of: Callable[[int], str], blocking: Blocking, seek: Callable[..., Awaitable[None]]
+        self,
+        store: RedisStore,
+        tag_of: Callable[[int], str],
+        blocking: Blocking,
+        seek: Callable[..., Awaitable[None]],
+        highwater: Callable[[TP], int | None],
     ) -> None:
-        self.store, self.tag_of, self.blocking, self._seek = store, tag_of, blocking, seek
+        self.store, self.tag_of, self.blocking = store, tag_of, blocking
+        self._seek, self._highwater = seek, highwater
         self.sources: dict[TP, Source] = {}
 
     async def take_over(self, tp: TP) -> int:
@@ -57,7 +64,10 @@ class Delivery:
                 metrics.forget_partition(tp.topic, tp.partition)
 
     async def admit(self, chunks: list[Chunk]) -> dict[TP, list[Any]]:
-        """The records of these chunks that come next, by partition, in order."""
+        """The records of these chunks that come next, by partition, in order.
+
+        Raises StateError when a partition ends before the position in Redis: the topic is not the one it was.
+        """
         admitted: dict[TP, list[Any]] = {}
         for chunk in chunks:
             source = self.sources.get(chunk.tp)
@@ -69,6 +79,7 @@ class Delivery:
                 if chunk.first <= follows <= chunk.offset:
                     earlier.extend(chunk.since(follows).records)
                 continue
+            self._check_end(chunk.tp, source)
             verdict, part = source.admit(chunk)
             if verdict is Verdict.PROCESS:
                 admitted[chunk.tp] = list(part.records)
@@ -86,6 +97,15 @@ class Delivery:
     def stored(self) -> dict[TP, int]:
         """Next offset of each partition, for Kafka's record of it."""
         return {tp: s.held.next_offset for tp, s in self.sources.items() if s.held is not None}
+
+    def _check_end(self, tp: TP, source: Source) -> None:
+        end = self._highwater(tp)
+        if end is not None and end < source.next_offset:
+            raise StateError(
+                f"{tp.topic}/{tp.partition} ends at offset {end}, but Redis has stored it up to {source.next_offset}:"
+                f" expected the same topic as before; one that was made anew needs an empty Redis or a pipeline of"
+                f" another name, or every event of it would pass for processed"
+            )
 
     async def _seek_to(self, tp: TP, offset: int, cause: str) -> None:
         metrics.REWINDS.labels(self.store.pipeline, cause).inc()

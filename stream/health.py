@@ -24,16 +24,21 @@ log = structlog.get_logger()
 
 
 class Progress:
-    """What is known of each source partition. highwater: the consumer's, None where it has not fetched yet."""
+    """What is known of each source partition.
+
+    highwater: the consumer's, None where it has not fetched yet. waits: a partition that stands still on purpose.
+    """
 
     def __init__(
         self,
         sources: Callable[[], dict[TP, Source]],
         highwater: Callable[[TP], int | None],
+        waits: Callable[[TP], bool],
         stall_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sources, self._highwater, self._stall_s, self._clock = sources, highwater, stall_s, clock
+        self._sources, self._highwater, self._waits = sources, highwater, waits
+        self._stall_s, self._clock = stall_s, clock
 
     def partitions(self) -> list[dict[str, Any]]:
         """One entry a partition: topic, partition, next_offset, lag (records), idle_s, stalled."""
@@ -41,7 +46,7 @@ class Progress:
         for tp, source in sorted(self._sources().items()):
             end = self._highwater(tp)
             lag = max((end or 0) - source.next_offset, 0)
-            if lag == 0:
+            if lag == 0 or self._waits(tp):
                 source.progress_s = now  # nothing to do is no stall
             idle_s = now - source.progress_s
             metrics.LAG.labels(tp.topic, str(tp.partition)).set(lag)

@@ -51,18 +51,23 @@ class LabelProcessor:
         self.publisher, self.blocking = publisher, blocking
         self._name = codec.pipeline.name
         self._events_clock = events_clock
+        self._stopping = False
         self._ahead_ms = min((p.delay_ms for p in codec.pipeline.profiles.values()), default=0)
 
     async def process(self, chunks: list[Chunk]) -> None:
         for tp, records in (await self.delivery.admit(chunks)).items():
             first = 0
-            while first < len(records) and tp in self.delivery.sources:
+            while first < len(records) and tp in self.delivery.sources and not self._stopping:
                 due = first + await self.blocking(self._due, records[first:])
                 if due > first:
                     await self._apply(tp, records[first:due], await self.blocking(self._decode, records[first:due]))
                     first = due
                 else:
                     await asyncio.sleep(HOLD_S)
+
+    def stop(self) -> None:
+        """Hold no label back any more: what is not applied is fetched again by the next owner."""
+        self._stopping = True
 
     def _due(self, records: list[Any]) -> int:
         """How many of these labels the events have come close enough to; all when no event waits."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["REGISTRY", "STAGES", "exposition", "forget_partition"]
+__all__ = ["REGISTRY", "exposition", "forget_partition"]
 
 REGISTRY = CollectorRegistry()
-STAGES = ("decode", "load", "features", "score", "decide", "produce", "store", "apply")
 
 FAST_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0)
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -40,7 +39,11 @@ RETRIES = Counter(
     registry=REGISTRY,
 )  # fmt: skip
 STAGE = Histogram(
-    "lepton_stage_seconds", "Time a batch spends in a stage.", ["pipeline", "stage"], buckets=FAST_S, registry=REGISTRY
+    "lepton_stage_seconds",
+    "Time a batch spends in decode, load, features, score, decide, produce, store.",
+    ["pipeline", "stage"],
+    buckets=FAST_S,
+    registry=REGISTRY,
 )
 LATENCY = Histogram(
     "lepton_event_latency_seconds", "From the event's append time to the acknowledgement of its score and alert.",

@@ -17,6 +17,8 @@ from stream.settings import Settings
 __all__ = ["Publisher"]
 
 MAX_BATCH_BYTES = 512 * 1024  # half of what Apache Kafka takes unless told otherwise
+MAX_RECORD_BYTES = 2 * MAX_BATCH_BYTES - 4096  # of key and value; the rest is for headers
+MAX_HASHED_BYTES = 1024  # of a key: no entity is longer, and hashing a megabyte would stall the worker
 REQUEST_TIMEOUT_MS = 15_000
 
 Header = tuple[str, bytes]
@@ -62,11 +64,16 @@ class Publisher:
         return pending
 
     async def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[Header] = ()) -> Any:
-        """Queue one record; returns what to await for its acknowledgement."""
+        """Queue one record; returns what to await for its acknowledgement.
+
+        A record that only just came in has no room for the headers of a dead letter: its value is cut, and the
+        header `lepton-cut` says how long it was.
+        """
         producer = self._running()
+        key, value, headers = _cut(key, value, headers)
         partition = None
         if key is not None:
-            partition = partition_for(key, len(await producer.partitions_for(topic)))
+            partition = partition_for(key[:MAX_HASHED_BYTES], len(await producer.partitions_for(topic)))
         return await producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
 
     @staticmethod
@@ -82,3 +89,17 @@ class Publisher:
         if self._producer is None:
             raise ConnectionError("the producer is not started: expected a running worker")
         return self._producer
+
+
+def _cut(
+    key: bytes | None, value: bytes | None, headers: Sequence[Header]
+) -> tuple[bytes | None, bytes | None, Sequence[Header]]:
+    """The record, no larger than brokers take, and with a value when it has no key: aiokafka wants one of them."""
+    if key is None and value is None:
+        value = b""
+    size = len(key or b"") + len(value or b"")
+    if size <= MAX_RECORD_BYTES:
+        return key, value, headers
+    key = None if key is None else key[:MAX_RECORD_BYTES]
+    room = MAX_RECORD_BYTES - len(key or b"")
+    return key, None if value is None else value[:room], [*headers, ("lepton-cut", str(size).encode())]

@@ -300,9 +300,11 @@ def _read_csv(path: Path) -> _Table:
         for row in reader:
             if row:  # a short row lacks its last values
                 for column, value in zip_longest(columns, row[: len(header)], fillvalue=""):
-                    column.append(_present(value))  # type: ignore[union-attr, arg-type]
-    # of columns with one name the first counts
-    return _Table(dict(zip(reversed(header), reversed(columns), strict=True)))
+                    column.append(_present(value))  # type: ignore[union-attr]
+    table: dict[str, list[str | None]] = {}
+    for name, column in zip(header, columns, strict=True):
+        table.setdefault(name, column)  # of columns with one name the first counts
+    return _Table(table)
 
 
 def _present(text: str) -> str | None:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.attribution import Reason
-from models.clock import to_iso
 from models.codec import Codec, Decoded
 from models.features.encoded import Encoded
 from models.features.layout import Layout
@@ -32,6 +31,7 @@ class Part:
 
     tag: str
     records: list[Any]
+    next_offset: int  # after the last record
     held: Position | None  # where the partition stood
     decoded: Decoded
     entities: list[str]  # distinct, in the order of the states
@@ -46,7 +46,7 @@ class Part:
         """Where the partition will stand when this part is stored."""
         held = self.held or Position()
         clock = int(self.clock_M[-1]) if len(self.clock_M) else held.clock_ms
-        return Position(self.records[-1].offset + 1, clock, held.outbox_seq + 1)
+        return Position(self.next_offset, clock, held.outbox_seq + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,13 @@ class Messages:
     alerts: list[tuple[bytes, bytes]]
 
 
-def decode_part(codec: Codec, tag: str, records: list[Any], held: Position | None, check_keys: bool) -> Part:
-    """Decode one partition's records and find out what has to be loaded for them."""
+def decode_part(codec: Codec, tag: str, records: list[Any], next_offset: int, held: Position | None) -> Part:
+    """Decode one partition's records and find out what has to be loaded for them.
+
+    Every record of `.events` has its entity as key, whoever keyed it: the producer or our ingest agent.
+    """
     append_ms = np.array([r.timestamp for r in records], dtype=np.int64)
-    keys = [r.key for r in records] if check_keys else None
-    decoded = codec.decode([r.value for r in records], append_ms, keys)
+    decoded = codec.decode([r.value for r in records], append_ms, [r.key for r in records])
     batch = decoded.batch
     entities, owner_M = distinct(batch.entity)
     profile_keys, ring_owner = {}, {}
@@ -69,7 +71,7 @@ def decode_part(codec: Codec, tag: str, records: list[Any], held: Position | Non
         profile_keys[name], ring_owner[name] = distinct(values)
     start = 0 if held is None else held.clock_ms
     clock_M = np.maximum.accumulate(np.maximum(batch.time_M, start))
-    return Part(tag, records, held, decoded, entities, owner_M, clock_M, profile_keys, ring_owner)
+    return Part(tag, records, next_offset, held, decoded, entities, owner_M, clock_M, profile_keys, ring_owner)
 
 
 def advance(layout: Layout, part: Part, states_N: NDArray[np.void], rings: dict[str, NDArray[np.void]]) -> Encoded:
@@ -89,11 +91,13 @@ def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: A
     pipeline = codec.pipeline
     alert_A = decide(scores.score_B, scorer.threshold)
     out: list[tuple[bytes, bytes]] = []
-    times = batch.time_M[part.step.applied_A].tolist()
+    # `to_iso` of each, at an eighth of the cost
+    stamps_A = batch.time_M[part.step.applied_A].astype("datetime64[ms]")
+    times: list[str] = np.datetime_as_string(stamps_A, timezone="UTC").tolist()
     rows = zip(applied, times, scores.score_B.tolist(), scores.probability_B.tolist(), alert_A.tolist(), strict=True)
-    for m, time_ms, score, probability, alert in rows:
+    for m, event_time, score, probability, alert in rows:
         message = Score(
-            pipeline=pipeline.name, event_id=batch.event_id[m], entity=batch.entity[m], event_time=to_iso(time_ms),
+            pipeline=pipeline.name, event_id=batch.event_id[m], entity=batch.entity[m], event_time=event_time,
             score=rounded(score), probability=rounded(probability), alert=alert, model=scorer.version,
         )  # fmt: skip
         out.append((batch.entity[m].encode(), encode(message)))
@@ -106,7 +110,7 @@ def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: A
             event = codec.decode_one(part.records[int(part.decoded.good[m])].value)
             alert_message = Alert(
                 alert_id=alert_id(pipeline.name, batch.event_id[m], detector), pipeline=pipeline.name,
-                event_id=batch.event_id[m], entity=batch.entity[m], event_time=to_iso(times[a]), detector=detector,
+                event_id=batch.event_id[m], entity=batch.entity[m], event_time=times[a], detector=detector,
                 score=rounded(float(scores.score_B[a])), probability=rounded(float(scores.probability_B[a])),
                 threshold=rounded(scorer.threshold), model=scorer.version,
                 reasons=[_explanation(codec, event, reason) for reason in why], event=event,

@@ -67,8 +67,11 @@ class Source:
             return Verdict.DROP, chunk
         chunk = chunk.since(self.next_offset)
         hole = (self.next_offset, chunk.first)
-        if chunk.first == self.next_offset or hole == self._suspect:
+        if chunk.first == self.next_offset:
             self._sought_s, self._hole, self._suspect = None, None, None
+            return Verdict.PROCESS, chunk
+        if hole == self._suspect:  # and stays believed until something is stored: a batch may be tried again, in parts
+            self._sought_s, self._hole = None, None
             return Verdict.PROCESS, chunk
         if self._hole is None or self._hole[0] != hole[0] or hole[1] < self._hole[1]:
             self._hole = hole

@@ -72,8 +72,9 @@ class EventProcessor:
             source = self.delivery.sources[tp]
             bad = [BadRecord(0, "internal", repr(error))]
             await self.publisher.acknowledged(await self._send_bad(tp, records, bad))
-            part = decode_part(self.codec, source.tag, [_without_value(records[0])], source.held, check_keys=False)
-            await self._store(tp, part)
+            nothing = decode_part(self.codec, source.tag, [], records[-1].offset + 1, source.held)
+            await self._store(tp, nothing)
+            metrics.DEAD_LETTERS.labels(self._name, tp.topic, "internal").inc()
 
     async def _process(self, admitted: dict[TP, list[Any]]) -> None:
         scorer = self.champion.scorer
@@ -112,8 +113,7 @@ class EventProcessor:
     def _decode(self, tp: TP, records: list[Any]) -> Part:
         source = self.delivery.sources.get(tp)
         tag = self.delivery.tag_of(tp.partition)
-        # every record of `.events` has its entity as key, whoever keyed it: the producer or our ingest agent
-        return decode_part(self.codec, tag, records, source.held if source else None, check_keys=True)
+        return decode_part(self.codec, tag, records, records[-1].offset + 1, source.held if source else None)
 
     def _load(self, parts: dict[TP, Part]) -> tuple[Stored, dict[str, dict[str, int]]]:
         """One round trip for all partitions. Raises Moved when a position is not the one we know."""
@@ -214,14 +214,3 @@ def _score(scorer: Scorer, encoded: dict[TP, Encoded]) -> dict[TP, Scores]:
         out[tp] = Scores(together.score_B[part], together.probability_B[part])
         at += len(windows)
     return out
-
-
-class _Nothing:
-    """A record in the place of one that cannot be decoded."""
-
-    def __init__(self, record: Any) -> None:
-        self.offset, self.timestamp, self.key, self.value = record.offset, record.timestamp, record.key, None
-
-
-def _without_value(record: Any) -> _Nothing:
-    return _Nothing(record)

@@ -52,7 +52,9 @@ def history(
     follow: Annotated[bool, Parameter(help="Never end; SIGINT or SIGTERM do.", negative=())] = False,
     from_file: Annotated[Path | None, Parameter(help="A CSV, JSONL or Parquet file instead of the topics.")] = None,
     labels: Annotated[str | None, Parameter(help="Of a file: the column with the verdict.")] = None,
-    label_delay: Annotated[str, Parameter(help="Of a file: how long after its event a label arrives.")] = "0s",
+    label_delay: Annotated[
+        str | None, Parameter(help="Of a file: time from an event to its label; else the labels' maturity.")
+    ] = None,
     label_time: Annotated[str | None, Parameter(help="Of a file: the column that says when it arrived.")] = None,
     columns: Annotated[list[str] | None, Parameter(help="Of a file: FILE_COLUMN=FIELD.", negative=())] = None,
     settings: SettingsOption = None,
@@ -66,7 +68,8 @@ def history(
     loaded, spec = _setup(settings, pipeline)
     if from_file is not None:
         mapped = Mapped(
-            read_file(from_file), spec, labels=labels, label_delay_ms=_duration("--label-delay", label_delay),
+            read_file(from_file), spec, labels=labels,
+            label_delay_ms=_duration("--label-delay", label_delay or spec.labels.maturity),
             label_time=label_time, columns=_pairs(columns or []),
         )  # fmt: skip
         with Bars() as bars:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.calibration import Calibration
 from models.detectors import Detector
 from models.detectors.base import tensors
-from models.detectors.run import run_blocks
+from models.detectors.run import run_blocks, scores_of
 from models.features.encoded import Encoded
 from training.dataset import Part
 from training.errors import TrainingError
@@ -96,7 +96,7 @@ def fit(
 def score(detector: Detector, encoded: Encoded) -> NDArray[np.float32]:
     """score_B as `models.scorer` gives it."""
     detector.eval()
-    return np.asarray(torch.from_numpy(run_blocks(detector, encoded)).sigmoid().numpy())
+    return scores_of(run_blocks(detector, encoded))
 
 
 def fit_calibration(score_N: NDArray[np.float32], fraud_N: NDArray[np.bool_]) -> Calibration:

@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from models.pipeline.sample import csv_delimiter
 from models.pipeline.spec import BooleanField, GeoField, NumberField, Pipeline, TimeField
 from training.errors import HistoryError
 
 __all__ = ["Label", "Mapped", "read_file"]
 
+HEAD_CHARS = 65_536  # hold a CSV's header
 CHUNK = 20_000  # rows turned into Python objects at a time
 
 
@@ -145,10 +147,17 @@ class Mapped:
         return [None if gone else value for value, gone in zip(values, missing.tolist(), strict=True)]
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    """With the separator that `pipeline init` and replay would find."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = csv_delimiter(file.read(HEAD_CHARS))
+    return pd.read_csv(path, sep=delimiter, encoding="utf-8-sig", low_memory=False)
+
+
 def read_file(path: Path) -> pd.DataFrame:
     """The table in a .csv, .jsonl or .parquet file. Raises HistoryError."""
     readers: dict[str, Any] = {
-        ".csv": pd.read_csv,
+        ".csv": _read_csv,
         ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
         ".parquet": pd.read_parquet,
     }

@@ -103,7 +103,7 @@ def horizon_features(
     for v, name in enumerate(layout.number_names):
         columns.append(_over_median(layout, name, values_ALV[:, :, v], earlier_AL))
     hashes_ALK = s.hashes_EK[s.window_AL]
-    latest_KAL = [_is_latest(np.ascontiguousarray(hashes_ALK[:, :, k]), mask_AL) for k in range(hashes_ALK.shape[2])]
+    aged_AL, latest_KAL = _latest_by_age(age_AL, hashes_ALK, mask_AL)
     for k in range(hashes_ALK.shape[2]):
         same_AL = earlier_AL & (hashes_ALK[:, :, k] == hashes_ALK[:, -1:, k]) & (hashes_ALK[:, -1:, k] != 0)
         columns.append(same_AL.any(axis=1).astype(np.float64))
@@ -117,7 +117,7 @@ def horizon_features(
             decayed_A3 = before_AHS[:, h, 1 + 3 * v : 4 + 3 * v]
             columns += _number_stats(layout, name, values_ALV[:, :, v], within_AL, exact_A, decayed_A3)
         for latest_AL in latest_KAL:
-            distinct_A = (latest_AL & (age_AL <= horizon)).sum(axis=1)
+            distinct_A = (latest_AL & (aged_AL <= horizon)).sum(axis=1)
             columns.append(np.log1p(distinct_A.astype(np.float64)))
     return columns
 
@@ -168,10 +168,26 @@ def _number_stats(
     ]
 
 
-def _is_latest(hashes_AL: NDArray[np.uint32], mask_AL: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """True where no later event of the window has the same (known) value: each distinct value once."""
-    length = hashes_AL.shape[1]
-    later_LL = np.triu(np.ones((length, length), dtype=bool), 1)
-    repeated_AL: NDArray[np.bool_] = ((hashes_AL[:, :, None] == hashes_AL[:, None, :]) & later_LL).any(axis=2)
-    latest_AL: NDArray[np.bool_] = mask_AL & (hashes_AL != 0) & ~repeated_AL
-    return latest_AL
+def _latest_by_age(
+    age_AL: NDArray[np.int64], hashes_ALK: NDArray[np.uint32], mask_AL: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Each window's ages, oldest first, and True where a (known) value occurs for the last time: (A, L), (K, A, L).
+
+    This event is last however late it is. Of equal values the youngest is marked, so that it decides whether the
+    value lies within a horizon.
+    """
+    aged_AL = age_AL.copy()
+    aged_AL[:, -1] = 0
+    unordered = np.flatnonzero((aged_AL[:, 1:] > aged_AL[:, :-1]).any(axis=1))
+    if len(unordered):  # windows with late events
+        order = np.argsort(-aged_AL[unordered], axis=1, kind="stable")
+        hashes_ALK, mask_AL = hashes_ALK.copy(), mask_AL.copy()
+        for array in (aged_AL, mask_AL):
+            array[unordered] = np.take_along_axis(array[unordered], order, axis=1)
+        hashes_ALK[unordered] = np.take_along_axis(hashes_ALK[unordered], order[:, :, None], axis=1)
+    # Places first: comparing with all places `d` later is one operation over contiguous memory.
+    hashes_LAK = np.ascontiguousarray(hashes_ALK.transpose(1, 0, 2))
+    latest_LAK = mask_AL.T[:, :, None] & (hashes_LAK != 0)
+    for d in range(1, len(hashes_LAK)):
+        latest_LAK[:-d] &= hashes_LAK[:-d] != hashes_LAK[d:]
+    return aged_AL, np.ascontiguousarray(latest_LAK.transpose(2, 1, 0))

@@ -68,7 +68,8 @@ class Layout:
 
     def profile_id(self, profile: Profile) -> int:
         """32 bits that change when stored rings of this profile could no longer be read."""
-        return zlib.crc32(msgspec.json.encode([RING_SLOTS, BUCKETS_PER_HALF_LIFE, profile.half_lives_ms]))
+        facts = [RING_SLOTS, BUCKETS_PER_HALF_LIFE, profile.half_lives_ms, profile.key, profile.amount]
+        return zlib.crc32(msgspec.json.encode(facts))
 
     def empty_profiles(self, profile: Profile, count: int) -> np.ndarray:
         """Profiles never heard of: structured (P, half-lives, RING_SLOTS), all 0: no slot holds anything."""

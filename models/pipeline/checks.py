@@ -74,8 +74,8 @@ class _Checks:
         if profile.amount is not None:
             self._reference(f"{key}.amount", profile.amount, NumberField)
         self._increasing(f"{key}.half_lives", profile.half_lives, profile.half_lives_ms)
-        if min(profile.half_lives_ms) < 1000:
-            self._fail(f"{key}.half_lives", profile.half_lives, "durations of a second or more")
+        if min(profile.half_lives_ms) < 12_000:  # shorter ones have more buckets since 1970 than 31 bits can number
+            self._fail(f"{key}.half_lives", profile.half_lives, "durations of 12s or more")
         if 2 * profile.delay_ms > min(profile.half_lives_ms):
             # the rings have room for a reader this far behind, and for partitions that run ahead of it
             longest = f"at most half of the shortest half-life, {profile.half_lives[0]}"

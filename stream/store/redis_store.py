@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features.layout import BUCKETS_PER_HALF_LIFE, Layout
+from models.features.layout import RING_SLOTS, Layout
 from models.features.profiles import bucket_ms
 from stream.store.keys import (
     Position,
@@ -29,8 +29,6 @@ from stream.store.outbox import Outbox
 from stream.store.values import ProfileFormat, pack_states, unpack_states
 
 __all__ = ["RedisStore", "Stored"]
-
-PROFILE_HALF_LIVES_KEPT = 2 * BUCKETS_PER_HALF_LIFE  # past this a profile's weight is below 2^-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class RedisStore:
         profiles = layout.pipeline.profiles
         self.formats = {name: ProfileFormat(layout, name, profile) for name, profile in profiles.items()}
         longest = max((bucket_ms(h) for p in profiles.values() for h in p.half_lives_ms), default=0)
-        self.profile_ttl_ms = max(self.ttl_ms, longest * BUCKETS_PER_HALF_LIFE * PROFILE_HALF_LIVES_KEPT)
+        self.profile_ttl_ms = max(self.ttl_ms, longest * RING_SLOTS)  # by then the rings hold nothing that is read
         self._store, self._apply = (
             (resources.files("stream.store") / f"{name}.lua").read_bytes() for name in ("store", "apply")
         )

@@ -35,10 +35,12 @@ def unpack_states(layout: Layout, values: Sequence[bytes | None]) -> NDArray[np.
         odd = next(len(v) for v in values if v is not None and len(v) != size)
         raise StateError(f"a stored state has {odd} bytes: expected {size} for pipeline {layout.pipeline.name}")
     read = np.frombuffer(joined, dtype=layout.state_dtype)
-    if not ((read["version"] == STATE_VERSION) & (read["layout"] == layout.layout_id)).all():
+    odd_N = (read["version"] != STATE_VERSION) | (read["layout"] != layout.layout_id)
+    if odd_N.any():
+        first = read[odd_N][0]
         raise StateError(
-            f"stored states of pipeline {layout.pipeline.name} have version {read['version'].max()} and layout"
-            f" {read['layout'].max():08x}: expected {STATE_VERSION} and {layout.layout_id:08x}; the pipeline file's"
+            f"a stored state of pipeline {layout.pipeline.name} has version {first['version']} and layout"
+            f" {first['layout']:08x}: expected {STATE_VERSION} and {layout.layout_id:08x}; the pipeline file's"
             " fields, window or horizons have changed: give the pipeline a new name, or replay into an empty Redis"
         )
     states[known] = read
@@ -70,7 +72,8 @@ class ProfileFormat:
             if len(value) != len(self.empty) or value[: HEADER.size] != self._header:
                 raise StateError(
                     f"a stored profile {self.name} has {len(value)} bytes and header {value[: HEADER.size].hex()}:"
-                    f" expected {len(self.empty)} and {self._header.hex()}; its half_lives have changed"
+                    f" expected {len(self.empty)} and {self._header.hex()}; its key, amount or half_lives have"
+                    " changed: give the profile a new name"
                 )
             rings[p] = np.frombuffer(value, dtype=SLOT, offset=HEADER.size).reshape(rings.shape[1:])
         return rings
