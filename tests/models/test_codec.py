@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from models.errors import EventError
 from models.events import EventBatch
 from models.hashing import hash32, hash64
 from models.pipeline.load import load_pipeline, parse_pipeline
-from models.pipeline.spec import Pipeline
 
 NOW_MS = 1_704_067_200_000  # 2024-01-01T00:00:00Z
 APPEND_MS = np.array([NOW_MS], dtype=np.int64)
@@ -203,10 +201,11 @@ def test_an_unusual_record_is_accepted(payments: Codec, name: str) -> None:
 
 def test_columns_of_an_event(payments: Codec) -> None:
     """Each value stands in its column, in the layout's order; what is missing is NaN, 0 or None."""
-    batch = payments.decode([event(), event(device_id=None, channel=None, latitude=None, longitude=None, card_present=None)],
-                            np.full(2, NOW_MS)).batch  # fmt: skip
+    gone = dict.fromkeys(("device_id", "channel", "latitude", "longitude", "card_present"))
+    batch = payments.decode([event(), event(**gone)], np.full(2, NOW_MS)).batch
     assert payments.layout.values == ("amount", "card_present", "location.latitude", "location.longitude")
-    np.testing.assert_array_equal(batch.values_MV, np.array([[12.5, 1, 45.5, 9.25], [12.5, *[math.nan] * 3]], np.float32))
+    values = np.array([[12.5, 1, 45.5, 9.25], [12.5, *[math.nan] * 3]], np.float32)
+    np.testing.assert_array_equal(batch.values_MV, values)
     assert payments.layout.hashes == ("merchant_category", "channel", "merchant_id", "device_id")
     assert batch.hashes_MK[0].tolist() == [hash32("books"), hash32("web"), hash32("m1"), hash32("d1")]
     assert batch.hashes_MK[1].tolist() == [hash32("books"), 0, hash32("m1"), 0]
@@ -264,8 +263,9 @@ ALL_BAD = [value for cases in BAD.values() for value, _ in cases if value is Non
 def test_bad_records_leave_the_good_ones_alone(payments: Codec, places: list[bytes | None]) -> None:
     """Good records among bad ones give the very batch that they give alone, and each bad one is named once."""
     values = [
-        event(transaction_id=i, amount=i / 3, card_id=f"c{i % 3}") if bad is None else bad for i, bad in enumerate(places)
-    ]  # fmt: skip
+        event(transaction_id=i, amount=i / 3, card_id=f"c{i % 3}") if bad is None else bad
+        for i, bad in enumerate(places)
+    ]
     good = [i for i, bad in enumerate(places) if bad is None]
     decoded = payments.decode(values, np.full(len(values), NOW_MS))
     alone = payments.decode([values[i] for i in good], np.full(len(good), NOW_MS))
@@ -329,88 +329,6 @@ def test_a_number_without_limits_fits_float32() -> None:
     assert [bad.reason for text in ("1e39", "-1e39") for bad in level(text).bad] == ["range"] * 2
     for text in ("3.4e38", "-3.4e38", "1e-320", "null"):
         assert not np.isinf(level(text).batch.values_MV).any()
-
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
-ids = st.one_of(texts, st.integers(-(2**63), 2**63 - 1))
-rows = st.fixed_dictionaries(
-    {"transaction_id": ids, "timestamp": st.integers(1, NOW_MS), "card_id": ids, "merchant_id": ids,
-     "amount": st.floats(0, 1e7, width=32)},
-    optional={
-        "device_id": st.none() | ids, "channel": st.none() | st.text(max_size=9) | st.booleans(),
-        "merchant_category": st.integers(-5, 5), "card_present": st.none() | st.booleans(),
-        "place": st.none() | st.tuples(st.floats(-90, 90, width=32), st.floats(-180, 180, width=32)),
-    },
-)  # fmt: skip
-
-
-def expected_row(pipeline: Pipeline, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with its position as two columns, and what is missing left out."""
-    out = {name: value for name, value in row.items() if value is not None and name != "place"}
-    if row.get("place") is not None:
-        out["location.latitude"], out["location.longitude"] = row["place"]
-    return out
-
-
-@given(rows=st.lists(rows, min_size=1, max_size=6))
-@settings(max_examples=80, deadline=None)
-def test_what_is_encoded_is_decoded(payments: Codec, rows: list[dict[str, Any]]) -> None:
-    """Every row survives the way to a topic and back, value by value, under the key a producer gives it."""
-    plain = [expected_row(payments.pipeline, row) for row in rows]
-    values = [payments.encode_event(row) for row in plain]
-    decoded = payments.decode(values, np.full(len(rows), NOW_MS), [str(row["card_id"]).encode() for row in plain])
-    assert decoded.bad == []
-    batch = decoded.batch
-    assert batch.event_id == [str(row["transaction_id"]) for row in plain]
-    assert batch.entity == [str(row["card_id"]) for row in plain]
-    assert batch.time_M.tolist() == [row["timestamp"] for row in plain]
-    found = [[None if math.isnan(v) else v for v in values] for values in batch.values_MV.tolist()]
-    assert found == [[row.get(name) for name in payments.layout.values] for row in plain]
-    for k, name in enumerate(payments.layout.hashes):
-        wanted = [row.get(name) for row in plain]
-        written = [str(v).lower() if isinstance(v, bool) else str(v) for v in wanted]
-        assert batch.hashes_MK[:, k].tolist() == [
-            0 if v is None else hash32(t) for v, t in zip(wanted, written, strict=True)
-        ]
-
-
-@pytest.mark.parametrize("unit", ["ms", "s", "iso8601"])
-@given(ms=st.integers(1, 4_102_444_799_999))
-@settings(max_examples=60, deadline=None)
-def test_a_time_survives_in_every_unit(unit: str, ms: int) -> None:
-    """No millisecond from 1970 to 2100 is moved by writing and reading it."""
-    codec = with_unit(unit)
-    value = codec.encode_event({"id": 1, "at": ms, "who": "w", "level": float("nan")})
-    assert b"level" not in value
-    assert codec.decode([value], np.array([ms])).batch.time_M.tolist() == [ms]
-    label = codec.encode_label("e", ms, True, {})
-    assert codec.decode_labels([label], np.array([ms])).batch.time_M.tolist() == [ms]
-
-
-def test_numpy_values_are_encoded_as_plain_ones(payments: Codec) -> None:
-    """Rows that come out of tables hold numpy's types; the topic holds JSON's."""
-    row = {
-        "transaction_id": np.int64(5), "timestamp": np.int64(NOW_MS), "card_id": np.str_("c"), "merchant_id": "m",
-        "amount": np.float32(2.5), "card_present": np.bool_(False), "channel": np.float64("nan"),
-    }  # fmt: skip
-    assert json.loads(payments.encode_event(row)) == {
-        "transaction_id": 5, "timestamp": "2024-01-01T00:00:00.000Z", "card_id": "c", "merchant_id": "m",
-        "amount": 2.5, "card_present": False,
-    }  # fmt: skip
-
-
-def test_labels_survive(payments: Codec) -> None:
-    """A label keeps its event, verdict, arrival and profile keys; a key that is missing stays missing."""
-    values = [
-        payments.encode_label("t1", NOW_MS, True, {"merchant_id": "m1", "device_id": None}),
-        payments.encode_label(8, NOW_MS - 1, False, {"merchant_id": 3, "device_id": "d"}),
-    ]
-    labels = payments.decode_labels(values, np.full(2, NOW_MS))
-    assert labels.bad == []
-    assert labels.batch.event_id == ["t1", "8"]
-    assert labels.batch.fraud_M.tolist() == [True, False]
-    assert labels.batch.time_M.tolist() == [NOW_MS, NOW_MS - 1]
-    assert labels.batch.profile_keys == {"merchant": ["m1", "3"], "device": [None, "d"]}
 
 
 def test_bad_labels_have_reasons(payments: Codec) -> None:

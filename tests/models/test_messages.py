@@ -42,7 +42,8 @@ def test_what_is_no_score_is_refused(value: bytes) -> None:
 
 def test_an_alert_has_the_published_members() -> None:
     """The members of version 1; the event stands in it as it came, and reasons keep their order."""
-    reasons = [Explanation(feature="amount", value=9.5, effect=0.5), Explanation(feature="channel", value="x", effect=0.1)]
+    facts = (("amount", 9.5, 0.5), ("channel", "x", 0.1))
+    reasons = [Explanation(feature=feature, value=value, effect=effect) for feature, value, effect in facts]
     alert = Alert(
         alert_id="a", pipeline="p", event_id="e", entity="c", event_time="t", detector="gru", score=0.75,
         probability=0.5, threshold=0.7, reasons=reasons, model="v1", event={"z": 1, "a": [None, {"deep": "é"}]},

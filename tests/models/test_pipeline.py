@@ -32,6 +32,7 @@ place = { type = "geo", latitude = "lat", longitude = "lon" }
 key = "depot"
 amount = "weight"
 half_lives = ["1h", "1d"]
+delay = "30m"
 """
 
 
@@ -96,7 +97,8 @@ MISTAKES = [
     ('key = "depot"', 'key = "van"', "profiles.depot.key", "another field than pipeline.entity"),
     ('amount = "weight"', 'amount = "kind"', "profiles.depot.amount", "a field of type number (weight)"),
     ('["1h", "1d"]', '["1d", "1h"]', "profiles.depot.half_lives", "increasing order"),
-    ('["1h", "1d"]', '["10ms"]', "profiles.depot.half_lives", "a second or more"),
+    ('["1h", "1d"]', '["11s"]', "profiles.depot.half_lives", "12s or more"),
+    ('delay = "30m"', 'delay = "31m"', "profiles.depot.delay", "at most half of the shortest half-life, 1h"),
     ('max_future = "10m"', 'max_future = "0s"', "pipeline.max_future", "above zero"),
 ]
 

@@ -1,0 +1,290 @@
+"""The oracle of the feature path: one event at a time, dicts, lists and `math`; too simple to be wrong.
+
+Nothing here is shared with `models.features`: definitions are taken from its documentation. An entity keeps all
+events it ever applied, a shared profile every contribution ever made, and each feature is computed anew from
+them, by name. It knows no batches, no rings and no running sums. Numbers are rounded to float32 when an event
+comes in, because that is what a state keeps of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import struct
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from models.pipeline.spec import (
+    BooleanField,
+    CategoryField,
+    EntityField,
+    GeoField,
+    NumberField,
+    Pipeline,
+    Profile,
+)  # fmt: skip
+
+__all__ = ["Naive", "NaiveEntity", "Result", "hash32"]
+
+HOUR_S = 3600.0
+DAY_MS = 86_400_000
+MONDAY_MS = 4 * DAY_MS  # 1970-01-05
+EARTH_KM = 6371.0088
+
+
+@dataclass
+class Happened:
+    """An applied event: its time, and its values by name (degrees of a position by `<field>.latitude`, …)."""
+
+    time: int
+    event_id: str
+    values: dict[str, float | None]
+    hashes: dict[str, int | None]
+
+
+@dataclass
+class NaiveEntity:
+    """Everything that was ever applied, in order of arrival."""
+
+    past: list[Happened] = field(default_factory=list)
+    recent_ids: deque[str] = field(default_factory=deque)
+    clock: int = 0
+
+
+@dataclass
+class Contribution:
+    """What one event or label adds to a shared profile, at its partition's clock. amount: thousandths."""
+
+    clock: int
+    events: int = 0
+    labels: int = 0
+    frauds: int = 0
+    amount: int = 0
+
+
+@dataclass
+class Result:
+    """Features of one event by name; x, codes and mask for each place of the window, oldest first."""
+
+    x: list[dict[str, float] | None]
+    codes: list[dict[str, int] | None]
+    context: dict[str, float]
+    late: bool
+
+
+class Naive:
+    """States and shared profiles of one pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.p = pipeline
+        self.numbers = pipeline.of_type(NumberField)
+        self.booleans = pipeline.of_type(BooleanField)
+        self.positions = pipeline.of_type(GeoField)
+        self.categories = pipeline.of_type(CategoryField)
+        self.others = [name for name in pipeline.of_type(EntityField) if name != pipeline.entity]
+        self.entities: dict[str, NaiveEntity] = {}
+        self.profiles: dict[tuple[str, str], list[Contribution]] = {}
+
+    def event(self, row: Mapping[str, Any], clock: int) -> Result | None:
+        """Apply one event; None when it is a duplicate. clock: its partition's, this event included."""
+        entity = self.entities.setdefault(str(row[self.p.entity]), NaiveEntity())
+        event_id = str(row[self.p.pipeline.event_id])
+        if event_id in entity.recent_ids:
+            return None
+        now = self._happened(row)
+        late = now.time < entity.clock
+        entity.clock = max(entity.clock, now.time)
+        context = self._own(entity, now) | self._shared(row, now, clock)
+        entity.past.append(now)
+        entity.recent_ids.append(event_id)
+        if len(entity.recent_ids) > self.p.window.length:
+            entity.recent_ids.popleft()
+        for name, profile in self.p.profiles.items():
+            if row.get(profile.key) is not None:
+                amount = now.values[profile.amount] if profile.amount else None
+                added = Contribution(clock, events=1, amount=round((amount or 0.0) * 1000))
+                self.profiles.setdefault((name, str(row[profile.key])), []).append(added)
+        x: list[dict[str, float] | None] = []
+        codes: list[dict[str, int] | None] = []
+        for place in range(len(entity.past) - self.p.window.length, len(entity.past)):
+            if place < 0:
+                x.append(None)
+                codes.append(None)
+            else:
+                before = entity.past[place - 1] if place else None
+                x.append(self._x(entity.past[place], before))
+                codes.append(self._codes(entity.past[place]))
+        return Result(x, codes, context, late)
+
+    def label(self, keys: Mapping[str, Any], fraud: bool, clock: int) -> None:
+        """One label arrived. keys: by field name."""
+        for name, profile in self.p.profiles.items():
+            if keys.get(profile.key) is not None:
+                added = Contribution(clock, labels=1, frauds=int(fraud))
+                self.profiles.setdefault((name, str(keys[profile.key])), []).append(added)
+
+    def _happened(self, row: Mapping[str, Any]) -> Happened:
+        degrees = [f"{name}.{part}" for name in self.positions for part in ("latitude", "longitude")]
+        return Happened(
+            time=row[self.p.pipeline.time],
+            event_id=str(row[self.p.pipeline.event_id]),
+            values={name: float32(row.get(name)) for name in [*self.numbers, *self.booleans, *degrees]},
+            hashes={name: hash32(row.get(name)) for name in [*self.categories, *self.others]},
+        )
+
+    def _x(self, now: Happened, before: Happened | None) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for name in [*self.numbers, *self.booleans]:
+            value = now.values[name]
+            out[name] = 0.0 if value is None else self._transformed(name, value)
+            if not self.p.fields[name].required:
+                out[f"{name}.missing"] = float(value is None)
+        gap_s = 0.0 if before is None else max(now.time - before.time, 0) / 1000
+        for name in self.positions:
+            here = position(now, name)
+            there = None if before is None else position(before, name)
+            km = 0.0 if here is None or there is None else great_circle_km(here, there)
+            out[f"{name}.distance"] = math.log1p(km)
+            out[f"{name}.speed"] = math.log1p(km / max(gap_s / HOUR_S, 1 / 60))
+            if not self.p.fields[name].required:
+                out[f"{name}.missing"] = float(here is None)
+        for name in self.others:
+            same = before is not None and now.hashes[name] is not None and now.hashes[name] == before.hashes[name]
+            out[f"{name}.repeated"] = float(same)
+        out["gap"] = math.log1p(gap_s)
+        day = 2 * math.pi * (now.time % DAY_MS) / DAY_MS
+        week = 2 * math.pi * ((now.time - MONDAY_MS) % (7 * DAY_MS)) / (7 * DAY_MS)
+        out |= {"hour_sin": math.sin(day), "hour_cos": math.cos(day)}
+        return out | {"week_sin": math.sin(week), "week_cos": math.cos(week)}
+
+    def _codes(self, now: Happened) -> dict[str, int]:
+        out = {}
+        for name in self.categories:
+            found = now.hashes[name]
+            out[name] = 0 if found is None else 1 + found % (self.p.fields[name].buckets - 1)  # type: ignore[union-attr]
+        return out
+
+    def _own(self, entity: NaiveEntity, now: Happened) -> dict[str, float]:
+        """What the entity usually does. `entity.past` is without this event, `entity.clock` with it."""
+        length = self.p.window.length
+        window = entity.past[-(length - 1) :]
+        out = {"history": math.log1p(len(entity.past))}
+        for name in self.numbers:
+            known = [v for e in window if (v := e.values[name]) is not None]
+            x = now.values[name]
+            out[f"{name}.over_median"] = 0.0
+            if known and x is not None:
+                median = statistics.median(known)
+                out[f"{name}.over_median"] = self._transformed(name, x) - self._transformed(name, median)
+        for name in [*self.categories, *self.others]:
+            seen = any(e.hashes[name] == now.hashes[name] for e in window)
+            out[f"{name}.seen"] = float(seen and now.hashes[name] is not None)
+        for text, horizon in zip(self.p.window.horizons, self.p.window.horizons_ms, strict=True):
+            within = [e for e in window if entity.clock - e.time <= horizon]
+            if len(entity.past) < length or entity.clock - window[0].time > horizon:
+                weighted = [(1.0, e) for e in within]
+            else:
+                weighted = [(math.exp(-(entity.clock - e.time) / horizon), e) for e in entity.past]
+            out[f"count.{text}"] = math.log1p(math.fsum(w for w, _ in weighted) + 1)
+            for name in self.numbers:
+                out |= self._statistics(name, text, weighted, now.values[name])
+            for name in [*self.categories, *self.others]:
+                distinct = {e.hashes[name] for e in [*within, now]} - {None}
+                out[f"{name}.distinct.{text}"] = math.log1p(len(distinct))
+        return out
+
+    def _statistics(
+        self, name: str, horizon: str, weighted: list[tuple[float, Happened]], x: float | None
+    ) -> dict[str, float]:
+        known = [(w, v) for w, e in weighted if (v := e.values[name]) is not None]
+        count, total = math.fsum(w for w, _ in known), math.fsum(w * v for w, v in known)
+        mean = deviation = zscore = relative = 0.0
+        if count > 1e-9:
+            mean = total / count
+            deviation = math.sqrt(math.fsum(w * (v - mean) ** 2 for w, v in known) / count)
+            floor = 1e-3 * max(abs(mean), 1.0)
+            relative = deviation / max(abs(mean), floor)
+            if x is not None and deviation > floor:
+                zscore = min(max((x - mean) / deviation, -20.0), 20.0)
+        return {
+            f"{name}.sum.{horizon}": self._transformed(name, total + (x or 0.0)),
+            f"{name}.mean.{horizon}": self._transformed(name, mean),
+            f"{name}.deviation.{horizon}": relative,
+            f"{name}.zscore.{horizon}": zscore,
+        }
+
+    def _shared(self, row: Mapping[str, Any], now: Happened, clock: int) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for name, profile in self.p.profiles.items():
+            key = row.get(profile.key)
+            for text, half_life in zip(profile.half_lives, profile.half_lives_ms, strict=True):
+                past = [] if key is None else self.profiles.get((name, str(key)), [])
+                sums = self._faded(profile, half_life, past, clock)
+                out[f"{name}.count.{text}"] = math.log1p(sums["events"])
+                out[f"{name}.fraud_rate.{text}"] = sums["frauds"] / (sums["labels"] + 2.0)
+                out[f"{name}.frauds.{text}"] = math.log1p(sums["frauds"])
+                out[f"{name}.labels.{text}"] = math.log1p(sums["labels"])
+                if profile.amount is None:
+                    continue
+                x = now.values[profile.amount]
+                mean = sums["amount"] / 1000 / sums["events"] if sums["events"] else 0.0
+                out[f"{name}.amount.{text}"] = shown = self._transformed(profile.amount, mean)
+                own = self._transformed(profile.amount, x or 0.0)
+                known = sums["events"] > 0 and x is not None
+                out[f"{name}.amount_ratio.{text}"] = own - shown if known else 0.0
+        return out
+
+    @staticmethod
+    def _faded(profile: Profile, half_life: int, past: list[Contribution], clock: int) -> dict[str, float]:
+        """Sums over the last 32 buckets that ended by clock - delay; half a bucket's weight each half-life."""
+        length = half_life // 6
+        newest = (clock - profile.delay_ms) // length - 1
+        out = dict.fromkeys(("events", "labels", "frauds", "amount"), 0.0)
+        for added in past:
+            age = newest - added.clock // length
+            if 0 <= age < 32:
+                for name in out:
+                    out[name] += getattr(added, name) * 0.5 ** (age / 6)
+        return out
+
+    def _transformed(self, name: str, value: float) -> float:
+        how = getattr(self.p.fields[name], "transform", "linear")
+        if how == "log1p":
+            return math.log1p(max(value, 0.0))
+        return math.asinh(value) if how == "asinh" else value
+
+
+def float32(value: Any) -> float | None:
+    """What a state keeps of a number."""
+    if value is None:
+        return None
+    kept: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return kept
+
+
+def hash32(value: Any) -> int | None:
+    """What a state keeps of a category or an entity; JSON's words for truth."""
+    if value is None:
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return (xxhash.xxh3_64_intdigest(text.encode()) % 2**32) or 1
+
+
+def position(event: Happened, name: str) -> tuple[float, float] | None:
+    latitude, longitude = event.values[f"{name}.latitude"], event.values[f"{name}.longitude"]
+    return None if latitude is None or longitude is None else (math.radians(latitude), math.radians(longitude))
+
+
+def great_circle_km(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """By the angle between the two unit vectors (atan2 form of Vincenty's formula), not by haversines."""
+    turn = b[1] - a[1]
+    across = math.hypot(
+        math.cos(b[0]) * math.sin(turn),
+        math.cos(a[0]) * math.sin(b[0]) - math.sin(a[0]) * math.cos(b[0]) * math.cos(turn),
+    )
+    along = math.sin(a[0]) * math.sin(b[0]) + math.cos(a[0]) * math.cos(b[0]) * math.cos(turn)
+    return EARTH_KM * math.atan2(across, along)
