@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ from faust.types import TP
 from mode import Service
 
 from models.codec import Codec
+from models.errors import StateError
 from models.pipeline import Pipeline, load_pipeline
 from stream.champion import Champion
 from stream.delivery import Delivery
@@ -44,6 +45,7 @@ COMMIT_INTERVAL_S = 1.0
 POLL_RECORDS = 4096
 RETRY_TAKE_OVER_S = 0.5
 STUCK_S = 10.0
+END_LOOK_S, END_LOOKS = 3.0, 3
 
 
 def run_worker(settings: Settings) -> None:
@@ -131,13 +133,14 @@ class Scoring(Service):
         progress = Progress(self._sources, self._highwater, self._waits, settings.stall_s)
         self.health = HealthServer(settings.http_host, settings.http_port, progress, self._version)
         self._running: list[asyncio.Task[None]] = []
+        self._beside: list[asyncio.Task[None]] = []
         super().__init__(**kwargs)
 
     async def on_start(self) -> None:
         await self.publisher.start()
         await self.health.start()
         self._running = [asyncio.create_task(lane.run()) for lane in self.lanes.values()]
-        self._following = asyncio.create_task(self._follow())
+        self._beside = [asyncio.create_task(self._guard(task())) for task in (self.champion.run, self._watch_ends)]
 
     async def drain(self) -> None:
         """Finish the batch in hand, store it, and take no more. Awaited before the last commit."""
@@ -153,7 +156,8 @@ class Scoring(Service):
 
     async def on_stop(self) -> None:
         await self.drain()
-        self._following.cancel()
+        for task in self._beside:
+            task.cancel()
         await self.publisher.stop()
         await self.health.stop()
         self._threads.shutdown(wait=False)
@@ -231,12 +235,23 @@ class Scoring(Service):
     async def _fatal(self, error: BaseException) -> None:
         await self.app.crash(error)
 
-    async def _follow(self) -> None:
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work beside the lanes must not end in silence."""
         try:
-            await self.champion.run()
+            await work
         except Exception as error:
-            log.exception("following models failed")
+            log.exception("the worker cannot go on")
             await self._fatal(error)
+
+    async def _watch_ends(self) -> None:
+        """Stop the worker when a topic turns out to be another one than Redis knows."""
+        seen = 0
+        while True:
+            await asyncio.sleep(END_LOOK_S)
+            wrong = self.events.ended_early() or self.labels.ended_early()
+            seen = seen + 1 if wrong else 0
+            if wrong and seen >= END_LOOKS:
+                raise StateError(wrong)
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a step of the events' road in its own thread, one at a time."""

@@ -14,7 +14,6 @@ from typing import Any
 import structlog
 from faust.types import TP
 
-from models.errors import StateError
 from stream import metrics
 from stream.source import Source, Verdict
 from stream.store.keys import Position
@@ -64,10 +63,7 @@ class Delivery:
                 metrics.forget_partition(tp.topic, tp.partition)
 
     async def admit(self, chunks: list[Chunk]) -> dict[TP, list[Any]]:
-        """The records of these chunks that come next, by partition, in order.
-
-        Raises StateError when a partition ends before the position in Redis: the topic is not the one it was.
-        """
+        """The records of these chunks that come next, by partition, in order."""
         admitted: dict[TP, list[Any]] = {}
         for chunk in chunks:
             source = self.sources.get(chunk.tp)
@@ -79,7 +75,6 @@ class Delivery:
                 if chunk.first <= follows <= chunk.offset:
                     earlier.extend(chunk.since(follows).records)
                 continue
-            self._check_end(chunk.tp, source)
             verdict, part = source.admit(chunk)
             if verdict is Verdict.PROCESS:
                 admitted[chunk.tp] = list(part.records)
@@ -98,14 +93,20 @@ class Delivery:
         """Next offset of each partition, for Kafka's record of it."""
         return {tp: s.held.next_offset for tp, s in self.sources.items() if s.held is not None}
 
-    def _check_end(self, tp: TP, source: Source) -> None:
-        end = self._highwater(tp)
-        if end is not None and end < source.next_offset:
-            raise StateError(
-                f"{tp.topic}/{tp.partition} ends at offset {end}, but Redis has stored it up to {source.next_offset}:"
-                f" expected the same topic as before; one that was made anew needs an empty Redis or a pipeline of"
-                f" another name, or every event of it would pass for processed"
-            )
+    def ended_early(self) -> str | None:
+        """What is wrong when a partition ends before the position in Redis: the topic is not the one it was.
+
+        For a moment, after another worker has stored more than this one has fetched, that is no error.
+        """
+        for tp, source in self.sources.items():
+            end = self._highwater(tp)
+            if end is not None and end < source.next_offset:
+                return (
+                    f"{tp.topic}/{tp.partition} ends at offset {end}, but Redis has stored it up to"
+                    f" {source.next_offset}: expected the same topic as before; one that was made anew needs an empty"
+                    f" Redis or a pipeline of another name, or every event of it would pass for processed"
+                )
+        return None
 
     async def _seek_to(self, tp: TP, offset: int, cause: str) -> None:
         metrics.REWINDS.labels(self.store.pipeline, cause).inc()

@@ -18,6 +18,7 @@ from stream.transport import Chunk
 __all__ = ["Source", "Verdict"]
 
 SEEK_PATIENCE_S = 1.0  # a seek that has not shown its effect by then is repeated
+GONE_S = 30.0  # records seen so long ago and never again may have been deleted meanwhile
 
 
 class Verdict(Enum):
@@ -41,15 +42,15 @@ class Source:
     next_offset: int = 0
     progress_s: float = field(default_factory=time.monotonic)
     clock: Callable[[], float] = time.monotonic
-    _sought_s: float | None = None  # when the last seek was asked for, until its first chunk comes
-    _hole: tuple[int, int] | None = None  # (next_offset, first offset after it) as seen since the last seek
-    _suspect: tuple[int, int] | None = None  # the hole that the last seek was to look at again
+    _sought_s: float | None = None  # when the last seek over a hole was asked for
+    _suspect: tuple[int, int] | None = None  # the hole it is to look at again: (next_offset, first offset after it)
+    _suspect_s: float = 0.0  # since when
 
     def rewind(self, held: Position | None) -> int:
         """Go on from a position of Redis; returns the offset to seek to."""
         self.held = held
         self.next_offset = 0 if held is None else held.next_offset
-        self._sought_s, self._hole, self._suspect = self.clock(), None, None
+        self._sought_s = self._suspect = None
         return self.next_offset
 
     def advance(self, position: Position) -> None:
@@ -61,21 +62,24 @@ class Source:
         """The verdict, and the part of the chunk it is about.
 
         A hole in the offsets is believed only when it shows again after a seek: a compacted or transactional
-        topic has holes, but a chunk that was lost on the way looks the same.
+        topic has holes, but a chunk that was lost on the way looks the same. Chunks from before the seek may still
+        come, so a hole that reaches over a record that was seen is not believed.
         """
         if chunk.offset < self.next_offset:
             return Verdict.DROP, chunk
         chunk = chunk.since(self.next_offset)
-        hole = (self.next_offset, chunk.first)
         if chunk.first == self.next_offset:
-            self._sought_s, self._hole, self._suspect = None, None, None
+            self._sought_s = self._suspect = None
             return Verdict.PROCESS, chunk
-        if hole == self._suspect:  # and stays believed until something is stored: a batch may be tried again, in parts
-            self._sought_s, self._hole = None, None
+        hole, now = (self.next_offset, chunk.first), self.clock()
+        if hole == self._suspect:  # believed until something is stored: the batch may be tried again, in parts
+            self._sought_s = None
             return Verdict.PROCESS, chunk
-        if self._hole is None or self._hole[0] != hole[0] or hole[1] < self._hole[1]:
-            self._hole = hole
-        if self._sought_s is not None and self.clock() - self._sought_s < SEEK_PATIENCE_S:
+        narrowest = self._suspect is None or self._suspect[0] != hole[0] or hole < self._suspect
+        if narrowest or now - self._suspect_s > GONE_S:
+            # at once: this may be the last chunk for a long time, and nobody would look again
+            self._suspect, self._suspect_s, self._sought_s = hole, now, None
+        if self._sought_s is not None and now - self._sought_s < SEEK_PATIENCE_S:
             return Verdict.DROP, chunk
-        self._sought_s, self._suspect, self._hole = self.clock(), self._hole, None
+        self._sought_s = now
         return Verdict.SEEK, chunk

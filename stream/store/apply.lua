@@ -10,6 +10,15 @@ local applied = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
 if number <= applied then
   return 0
 end
+local header = 8
+for k = 2, #KEYS do
+  -- before anything is written: a script that fails half way is not undone
+  local empty, size = ARGV[2 * k], redis.call('STRLEN', KEYS[k])
+  local other = redis.call('GETRANGE', KEYS[k], 0, header - 1) ~= string.sub(empty, 1, header)
+  if size > 0 and (size ~= #empty or other) then
+    return redis.error_reply('LAYOUT ' .. KEYS[k])
+  end
+end
 for k = 2, #KEYS do
   local key, empty, increments = KEYS[k], ARGV[2 * k], ARGV[2 * k + 1]
   if redis.call('EXISTS', key) == 0 then

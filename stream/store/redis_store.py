@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from redis.exceptions import ResponseError
 
+from models.errors import StateError
 from models.features.layout import RING_SLOTS, Layout
 from models.features.profiles import bucket_ms
 from stream.store.keys import (
@@ -103,7 +105,7 @@ class RedisStore:
         return bool(self.client.eval(self._store, len(keys), *keys, *arguments))
 
     def apply(self, tag: str, outbox: Outbox) -> None:
-        """Add an outbox entry to the shared profiles; again is harmless."""
+        """Add an outbox entry to the shared profiles; again is harmless. Raises StateError on another layout."""
         commands: list[tuple[Any, ...]] = []
         for shard, items in sorted(outbox.by_shard().items()):
             keys = [applied_key(self.pipeline, shard)]
@@ -112,7 +114,15 @@ class RedisStore:
             for name, _, packed in items:
                 arguments += [self.formats[name].empty, packed]
             commands.append(("EVAL", self._apply, len(keys), *keys, *arguments))
-        self._round_trip(commands)
+        try:
+            self._round_trip(commands)
+        except ResponseError as error:
+            if "LAYOUT" in str(error):
+                raise StateError(
+                    f"a stored profile of pipeline {self.pipeline} was written by another layout: its key, amount or"
+                    " half_lives have changed: give the profile a new name"
+                ) from error
+            raise
 
     def recover(self, tag: str) -> Position | None:
         """Take over a source: apply what its last owner may have left unapplied, and return its position."""
