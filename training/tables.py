@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from models.pipeline.sample import csv_delimiter
+from models.pipeline.sample import MISSING_TEXTS, csv_delimiter
 from models.pipeline.spec import BooleanField, GeoField, NumberField, Pipeline, TimeField
 from training.errors import HistoryError
 
@@ -122,6 +122,8 @@ class Mapped:
         field = self.pipeline.fields[self.pipeline.pipeline.time]
         unit = field.unit if isinstance(field, TimeField) else "iso8601"
         try:
+            if unit != "iso8601" and not pd.api.types.is_datetime64_any_dtype(column):
+                column = pd.to_numeric(column)
             if pd.api.types.is_numeric_dtype(column):
                 return np.asarray(np.round(column.to_numpy(np.float64) * (1 if unit == "ms" else 1000)), dtype=np.int64)
             stamps = pd.to_datetime(column, utc=True, format=None if column.dtype.kind == "M" else "ISO8601")
@@ -148,10 +150,16 @@ class Mapped:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """With the separator that `pipeline init` and replay would find."""
+    """With the separator and the words for missing values that `pipeline init` and replay take.
+
+    All texts: a card number that begins with 0 is no number, and the codec says what is.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         delimiter = csv_delimiter(file.read(HEAD_CHARS))
-    return pd.read_csv(path, sep=delimiter, encoding="utf-8-sig", low_memory=False)
+    frame = pd.read_csv(path, sep=delimiter, encoding="utf-8-sig", dtype=str, keep_default_na=False)
+    frame = frame.apply(lambda column: column.str.strip())
+    known: pd.DataFrame = frame.mask(frame.apply(lambda column: column.str.lower().isin(MISSING_TEXTS)))
+    return known
 
 
 def read_file(path: Path) -> pd.DataFrame:
