@@ -33,6 +33,21 @@ class EventBatch:
     def __len__(self) -> int:
         return len(self.event_id)
 
+    @staticmethod
+    def concatenate(parts: list[EventBatch]) -> EventBatch:
+        """All events of several batches of one pipeline, in order; at least one batch."""
+        if len(parts) == 1:
+            return parts[0]
+        return EventBatch(
+            event_id=[event_id for part in parts for event_id in part.event_id],
+            entity=[entity for part in parts for entity in part.entity],
+            time_M=np.concatenate([part.time_M for part in parts]),
+            id_hash_M=np.concatenate([part.id_hash_M for part in parts]),
+            values_MV=np.concatenate([part.values_MV for part in parts]),
+            hashes_MK=np.concatenate([part.hashes_MK for part in parts]),
+            profile_keys={name: [k for p in parts for k in p.profile_keys[name]] for name in parts[0].profile_keys},
+        )
+
     def take(self, index_N: NDArray[np.int64]) -> EventBatch:
         """The events at these positions, in that order."""
         index = index_N.tolist()

@@ -27,7 +27,7 @@ from stream.publisher import Publisher
 from stream.scoring import distinct
 from stream.store.keys import Position
 from stream.store.outbox import Outbox, make_outbox
-from stream.store.redis_store import RedisStore
+from stream.store.redis_store import RedisStore, Write
 from stream.transport import Chunk
 
 __all__ = ["LabelProcessor"]
@@ -117,9 +117,9 @@ class LabelProcessor:
         return position, make_outbox(position.outbox_seq, self.store.formats, keys, increments)
 
     def _write(self, tag: str, held: Position | None, position: Position, outbox: Outbox) -> bool:
-        stored = self.store.store(tag, held, position, outbox)
+        (stored,) = self.store.store([Write(tag, held, position, outbox)])
         if stored:
-            self.store.apply(tag, outbox)
+            self.store.apply([(tag, outbox)])
         return stored
 
     async def _send_bad(self, tp: TP, records: list[Any], decoded: DecodedLabels) -> None:

@@ -6,6 +6,7 @@ processed again gives the same messages, and an event's do not depend on its bat
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +15,34 @@ from numpy.typing import NDArray
 
 from models.attribution import Reason
 from models.codec import Codec, Decoded
+from models.events import EventBatch
 from models.features.encoded import Encoded
 from models.features.layout import Layout
-from models.features.step import Loaded, Step, step
+from models.features.profiles import Increments
+from models.features.step import Loaded, increments_of, step
 from models.messages import Alert, Explanation, Score, encode, rounded
 from models.policy import alert_id, decide
 from models.scorer import Scorer
 from stream.store.keys import Position
+from stream.store.redis_store import Stored
 
-__all__ = ["Messages", "Part", "advance", "decode_part", "distinct", "render"]
+__all__ = ["Messages", "Outcome", "Part", "advance", "decode_part", "distinct", "profile_keys_of", "render"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the features came to for one part.
+
+    applied_A: positions of the applied events in the part's batch; the rest are duplicates. late_A: as in `Step`.
+    windows: where the part's windows are in those of the whole batch. states_N: next states of its entities.
+    increments: what it adds to shared profiles, by rows of its `profile_keys`.
+    """
+
+    applied_A: NDArray[np.int64]
+    late_A: NDArray[np.bool_]
+    windows: slice
+    states_N: NDArray[np.void]
+    increments: dict[str, Increments]
 
 
 @dataclass
@@ -38,8 +58,8 @@ class Part:
     owner_M: NDArray[np.int64]  # each event's entity
     clock_M: NDArray[np.int64]
     profile_keys: dict[str, list[str]]  # distinct
-    ring_owner: dict[str, NDArray[np.int64]]
-    step: Step | None = None
+    ring_owner: dict[str, NDArray[np.int64]]  # each event's profile, -1 for none
+    outcome: Outcome | None = None
 
     @property
     def position(self) -> Position:
@@ -74,11 +94,51 @@ def decode_part(codec: Codec, tag: str, records: list[Any], next_offset: int, he
     return Part(tag, records, next_offset, held, decoded, entities, owner_M, clock_M, profile_keys, ring_owner)
 
 
-def advance(layout: Layout, part: Part, states_N: NDArray[np.void], rings: dict[str, NDArray[np.void]]) -> Encoded:
-    """Apply the part's events to its states; returns the windows to score."""
-    loaded = Loaded(states_N, part.owner_M, rings, part.ring_owner)
-    part.step = step(layout, part.decoded.batch, part.clock_M, loaded)
-    return part.step.encoded
+def profile_keys_of(parts: Sequence[Part], names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """For each profile the keys that occur in the batch, and the place of each."""
+    places: dict[str, dict[str, int]] = {name: {} for name in names}
+    for part in parts:
+        for name, keys in part.profile_keys.items():
+            for key in keys:
+                places[name].setdefault(key, len(places[name]))
+    return places
+
+
+def advance(layout: Layout, parts: Sequence[Part], stored: Stored, places: dict[str, dict[str, int]]) -> Encoded:
+    """Apply the events of all parts in one call; sets each part's outcome and returns the windows of all.
+
+    stored: the states of each part's entities, by tag, and the rings of the keys in `places`.
+    """
+    first_entity = np.cumsum([0, *(len(part.entities) for part in parts)]).tolist()
+    first_event = np.cumsum([0, *(len(part.owner_M) for part in parts)]).tolist()
+    loaded = Loaded(
+        states_N=np.concatenate([stored.states[part.tag] for part in parts]),
+        owner_M=np.concatenate([part.owner_M + n for part, n in zip(parts, first_entity, strict=False)]),
+        rings=stored.rings,
+        ring_owner={name: np.concatenate([_in_batch(p, name, places[name]) for p in parts]) for name in places},
+    )
+    batch = EventBatch.concatenate([part.decoded.batch for part in parts])
+    clock_M = np.concatenate([part.clock_M for part in parts])
+    result = step(layout, batch, clock_M, loaded)
+    bounds = np.searchsorted(result.applied_A, first_event).tolist()
+    for i, part in enumerate(parts):
+        windows = slice(bounds[i], bounds[i + 1])
+        applied_A = result.applied_A[windows] - first_event[i]
+        owners = {name: owner_M[applied_A] for name, owner_M in part.ring_owner.items()}
+        part.outcome = Outcome(
+            applied_A=applied_A,
+            late_A=result.late_A[windows],
+            windows=windows,
+            states_N=result.states_N[first_entity[i] : first_entity[i + 1]],
+            increments=increments_of(layout, part.decoded.batch.take(applied_A), part.clock_M[applied_A], owners),
+        )
+    return result.encoded
+
+
+def _in_batch(part: Part, name: str, places: dict[str, int]) -> NDArray[np.int64]:
+    """Each event's profile as a place in the whole batch's; -1 stays -1, the last of the list."""
+    moved = np.array([*(places[key] for key in part.profile_keys[name]), -1], dtype=np.int64)
+    return moved[part.ring_owner[name]]
 
 
 def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: Any, detector: str) -> Messages:
@@ -86,13 +146,13 @@ def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: A
 
     encoded: the A windows of this part. scores: the scorer's answer for them.
     """
-    assert part.step is not None
-    batch, applied = part.decoded.batch, part.step.applied_A.tolist()
+    assert part.outcome is not None
+    batch, applied = part.decoded.batch, part.outcome.applied_A.tolist()
     pipeline = codec.pipeline
     alert_A = decide(scores.score_B, scorer.threshold)
     out: list[tuple[bytes, bytes]] = []
     # `to_iso` of each, at an eighth of the cost
-    stamps_A = batch.time_M[part.step.applied_A].astype("datetime64[ms]")
+    stamps_A = batch.time_M[part.outcome.applied_A].astype("datetime64[ms]")
     times: list[str] = np.datetime_as_string(stamps_A, timezone="UTC").tolist()
     rows = zip(applied, times, scores.score_B.tolist(), scores.probability_B.tolist(), alert_A.tolist(), strict=True)
     for m, event_time, score, probability, alert in rows:

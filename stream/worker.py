@@ -35,9 +35,9 @@ from stream import metrics
 from stream.champion import Champion
 from stream.delivery import Blocking, Delivery, Moved
 from stream.publisher import Publisher
-from stream.scoring import Messages, Part, advance, decode_part, render
-from stream.store.outbox import make_outbox
-from stream.store.redis_store import RedisStore, Stored
+from stream.scoring import Messages, Part, advance, decode_part, profile_keys_of, render
+from stream.store.outbox import Outbox, make_outbox
+from stream.store.redis_store import RedisStore, Stored, Write
 from stream.transport import Chunk
 
 __all__ = ["EventProcessor"]
@@ -73,7 +73,7 @@ class EventProcessor:
             bad = [BadRecord(0, "internal", repr(error))]
             await self.publisher.acknowledged(await self._send_bad(tp, records, bad))
             nothing = decode_part(self.codec, source.tag, [], records[-1].offset + 1, source.held)
-            await self._store(tp, nothing)
+            await self._store({tp: nothing})
             metrics.DEAD_LETTERS.labels(self._name, tp.topic, "internal").inc()
 
     async def _process(self, admitted: dict[TP, list[Any]]) -> None:
@@ -89,8 +89,7 @@ class EventProcessor:
             return
         await self._produce(parts, messages)
         acknowledged_ms = time.time() * 1000
-        for tp, part in parts.items():
-            await self._store(tp, part)
+        await self._store(parts)
         self._report(parts, messages, scorer, acknowledged_ms)
         metrics.BATCH.labels(self._name).observe(sum(len(p.records) for p in parts.values()))
 
@@ -98,16 +97,13 @@ class EventProcessor:
         with self._stage("decode"):
             parts = {tp: self._decode(tp, records) for tp, records in admitted.items()}
         with self._stage("load"):
-            stored, profile_at = self._load(parts)
+            stored, places = self._load(parts)
         with self._stage("features"):
-            encoded = {tp: self._advance(part, stored, profile_at) for tp, part in parts.items()}
+            encoded = advance(self.codec.layout, list(parts.values()), stored, places)
         with self._stage("score"):
-            scores = _score(scorer, encoded)
+            scores = scorer.score(encoded)
         with self._stage("decide"):
-            detector = scorer.bundle.info.architecture
-            messages = {
-                tp: render(self.codec, part, scorer, encoded[tp], scores[tp], detector) for tp, part in parts.items()
-            }
+            messages = {tp: self._render(part, scorer, encoded, scores) for tp, part in parts.items()}
         return parts, messages
 
     def _decode(self, tp: TP, records: list[Any]) -> Part:
@@ -117,25 +113,20 @@ class EventProcessor:
 
     def _load(self, parts: dict[TP, Part]) -> tuple[Stored, dict[str, dict[str, int]]]:
         """One round trip for all partitions. Raises Moved when a position is not the one we know."""
-        profile_at: dict[str, dict[str, int]] = {name: {} for name in self.store.formats}
-        for part in parts.values():
-            for name, keys in part.profile_keys.items():
-                for key in keys:
-                    profile_at[name].setdefault(key, len(profile_at[name]))
+        places = profile_keys_of(list(parts.values()), self.store.formats)
         entities = {part.tag: part.entities for part in parts.values()}
         with metrics.REDIS.labels(self._name, "load").time():
-            stored = self.store.load(entities, {name: list(keys) for name, keys in profile_at.items()})
+            stored = self.store.load(entities, {name: list(keys) for name, keys in places.items()})
         for tp, part in parts.items():
             if stored.positions[part.tag] != part.held:
                 raise Moved(tp, stored.positions[part.tag])
-        return stored, profile_at
+        return stored, places
 
-    def _advance(self, part: Part, stored: Stored, profile_at: dict[str, dict[str, int]]) -> Encoded:
-        rings = {
-            name: stored.rings[name][[profile_at[name][key] for key in keys]]
-            for name, keys in part.profile_keys.items()
-        }
-        return advance(self.codec.layout, part, stored.states[part.tag], rings)
+    def _render(self, part: Part, scorer: Scorer, encoded: Encoded, scores: Scores) -> Messages:
+        assert part.outcome is not None
+        mine = part.outcome.windows
+        own = Scores(scores.score_B[mine], scores.probability_B[mine])
+        return render(self.codec, part, scorer, encoded.take(mine), own, scorer.bundle.info.architecture)
 
     async def _produce(self, parts: dict[TP, Part], messages: dict[TP, Messages]) -> None:
         with self._stage("produce"):
@@ -159,39 +150,45 @@ class EventProcessor:
             )
         return pending
 
-    async def _store(self, tp: TP, part: Part) -> None:
-        """Steps 8 and 9 of one partition; a write that is fenced off sets it back."""
+    async def _store(self, parts: dict[TP, Part]) -> None:
+        """Step 8; a partition whose write is fenced off is set back."""
         with self._stage("store"):
-            stored = await self.blocking(self._write, part)
-        source = self.delivery.sources.get(tp)
-        if not stored:
-            metrics.FENCED.labels(self._name).inc()
-            await self.delivery.rewind(tp, "fenced")
-        elif source is not None:
-            source.advance(part.position)
+            stored = await self.blocking(self._write, list(parts.values()))
+        for (tp, part), done in zip(parts.items(), stored, strict=True):
+            source = self.delivery.sources.get(tp)
+            if not done:
+                metrics.FENCED.labels(self._name).inc()
+                await self.delivery.rewind(tp, "fenced")
+            elif source is not None:
+                source.advance(part.position)
 
-    def _write(self, part: Part) -> bool:
-        increments = part.step.increments if part.step is not None else {}
-        states = part.step.states_N if part.step is not None else None
-        outbox = make_outbox(part.position.outbox_seq, self.store.formats, part.profile_keys, increments)
-        entities = part.entities if states is not None else []
+    def _write(self, parts: list[Part]) -> list[bool]:
+        """One round trip for the transactions of all partitions, one for the outboxes of those that went through."""
+        writes = [self._as_write(part) for part in parts]
         with metrics.REDIS.labels(self._name, "store").time():
-            stored = self.store.store(part.tag, part.held, part.position, outbox, entities, states)
-        if stored:
-            with metrics.REDIS.labels(self._name, "apply").time():
-                self.store.apply(part.tag, outbox)
+            stored = self.store.store(writes)
+        with metrics.REDIS.labels(self._name, "apply").time():
+            self.store.apply([(w.tag, w.outbox) for w, done in zip(writes, stored, strict=True) if done])
         return stored
+
+    def _as_write(self, part: Part) -> Write:
+        outcome, position = part.outcome, part.position
+        if outcome is None:
+            return Write(part.tag, part.held, position, Outbox(position.outbox_seq, []))
+        increments = {name: [added] for name, added in outcome.increments.items()}
+        outbox = make_outbox(position.outbox_seq, self.store.formats, part.profile_keys, increments)
+        return Write(part.tag, part.held, position, outbox, part.entities, outcome.states_N)
 
     def _report(
         self, parts: dict[TP, Part], messages: dict[TP, Messages], scorer: Scorer, acknowledged_ms: float
     ) -> None:
         latency = metrics.LATENCY.labels(self._name)
         for tp, part in parts.items():
-            assert part.step is not None
-            applied = len(part.step.applied_A)
+            assert part.outcome is not None
+            applied = len(part.outcome.applied_A)
             metrics.EVENTS.labels(self._name, str(tp.partition)).inc(applied)
             metrics.DUPLICATES.labels(self._name).inc(len(part.decoded.batch) - applied)
-            metrics.LATE.labels(self._name).inc(int(part.step.late_A.sum()))
+            metrics.LATE.labels(self._name).inc(int(part.outcome.late_A.sum()))
             metrics.ALERTS.labels(self._name, scorer.version).inc(len(messages[tp].alerts))
             for refused in part.decoded.bad:
                 metrics.DEAD_LETTERS.labels(self._name, tp.topic, refused.reason).inc()
@@ -203,14 +200,3 @@ class EventProcessor:
 
     def _stage(self, name: str) -> Any:
         return metrics.STAGE.labels(self._name, name).time()
-
-
-def _score(scorer: Scorer, encoded: dict[TP, Encoded]) -> dict[TP, Scores]:
-    """One call for the windows of all partitions."""
-    together = scorer.score(Encoded.concatenate(list(encoded.values())))
-    out, at = {}, 0
-    for tp, windows in encoded.items():
-        part = slice(at, at + len(windows))
-        out[tp] = Scores(together.score_B[part], together.probability_B[part])
-        at += len(windows)
-    return out

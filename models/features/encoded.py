@@ -52,7 +52,9 @@ class Encoded:
 
     @staticmethod
     def concatenate(parts: list[Encoded]) -> Encoded:
-        """All windows of several parts, in order."""
+        """All windows of several parts, in order; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
         return Encoded(
             np.concatenate([p.x_BLF for p in parts]),
             np.concatenate([p.codes_BLK for p in parts]),

@@ -19,8 +19,9 @@ from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.features.profiles import Increments, accumulate, collect, profile_features, safe_span_ms
 from models.features.windows import Sections, encode_rows, lay_out
+from models.pipeline.spec import Profile
 
-__all__ = ["Loaded", "Step", "step"]
+__all__ = ["Loaded", "Step", "increments_of", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,22 @@ def step(layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: 
         states_N=run.states_N,
         increments=run.increments,
     )
+
+
+def increments_of(
+    layout: Layout, events: EventBatch, clock_M: NDArray[np.int64], ring_owner: dict[str, NDArray[np.int64]]
+) -> dict[str, Increments]:
+    """What M applied events add to each shared profile; clock_M and ring_owner as in `step` and `Loaded`."""
+    return {
+        name: collect(profile, ring_owner[name], clock_M, amount_M=_amount(layout, profile, events))
+        for name, profile in layout.pipeline.profiles.items()
+    }
+
+
+def _amount(layout: Layout, profile: Profile, events: EventBatch) -> NDArray[np.float64] | None:
+    if profile.amount is None:
+        return None
+    return events.values_MV[:, layout.values.index(profile.amount)].astype(np.float64)
 
 
 def _spans(layout: Layout, clock_M: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -124,18 +141,16 @@ class _Run:
 
     def _profile_columns(self, events: EventBatch, sorted_m: NDArray[np.int64]) -> list[NDArray[np.float64]]:
         layout, clock_A = self.layout, self.clock_M[sorted_m]
+        owners = {name: owner_M[sorted_m] for name, owner_M in self.loaded.ring_owner.items()}
         columns: list[NDArray[np.float64]] = []
-        for name, profile in layout.pipeline.profiles.items():
-            owner_A = self.loaded.ring_owner[name][sorted_m]
-            amount_A = None
-            if profile.amount is not None:
-                amount_A = events.values_MV[:, layout.values.index(profile.amount)].astype(np.float64)
-            added = collect(profile, owner_A, clock_A, amount_M=amount_A)
+        for name, added in increments_of(layout, events, clock_A, owners).items():
             # Added before it is read: a reader sees whole buckets that ended `delay` before its clock, and no
             # event of this batch adds to one of those unless it came earlier.
             accumulate(self.rings[name], added)
             self.increments[name].append(added)
-            columns += profile_features(layout, profile, self.rings[name], owner_A, clock_A, amount_A)
+            profile = layout.pipeline.profiles[name]
+            amount_A = _amount(layout, profile, events)
+            columns += profile_features(layout, profile, self.rings[name], owners[name], clock_A, amount_A)
         return columns
 
     def _write_back(

@@ -20,6 +20,9 @@ from models.pipeline.spec import Field, Pipeline, Profile
 
 __all__ = ["digest", "load_pipeline", "parse_pipeline", "shipped_pipelines"]
 
+# Raise it when an input comes to mean something else while its name stays: bundles of before are then refused.
+FEATURES_VERSION = 1
+
 # Tables whose entries the user names. Each entry is converted by itself: for an error inside one, msgspec
 # says `$.fields[...]` and leaves the reader to find out which.
 NAMED_ENTRIES: dict[str, Any] = {"fields": Field, "profiles": Profile}
@@ -79,6 +82,7 @@ def digest(pipeline: Pipeline) -> str:
     Policy, labels, time-to-live and topics do not: changing a budget needs no new model.
     """
     facts = {
+        "features": FEATURES_VERSION,
         "entity": pipeline.pipeline.entity,
         "time": pipeline.pipeline.time,
         "fields": [[name, msgspec.to_builtins(field)] for name, field in pipeline.fields.items()],

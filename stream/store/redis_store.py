@@ -6,7 +6,7 @@ calls it off the event loop. redis-py's exceptions pass through: retrying is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -30,7 +30,7 @@ from stream.store.keys import (
 from stream.store.outbox import Outbox
 from stream.store.values import ProfileFormat, pack_states, unpack_states
 
-__all__ = ["RedisStore", "Stored"]
+__all__ = ["RedisStore", "Stored", "Write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,18 @@ class Stored:
     positions: dict[str, Position | None]
     states: dict[str, NDArray[np.void]]
     rings: dict[str, NDArray[np.void]]
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one source has come to. expected: the position that Redis must still have; None: none yet."""
+
+    tag: str
+    expected: Position | None
+    position: Position
+    outbox: Outbox
+    entities: Sequence[str] = ()
+    states: NDArray[np.void] | None = None  # of the entities, in their order
 
 
 class RedisStore:
@@ -84,36 +96,28 @@ class RedisStore:
                 values[name][at] = value
         return Stored(positions, states, {name: self.formats[name].unpack(v) for name, v in values.items()})
 
-    def store(
-        self,
-        tag: str,
-        expected: Position | None,
-        position: Position,
-        outbox: Outbox,
-        entities: Sequence[str] = (),
-        states: NDArray[np.void] | None = None,
-    ) -> bool:
-        """Write states, position and outbox in one transaction; False when the position was not `expected`.
+    def store(self, writes: Sequence[Write]) -> list[bool]:
+        """Write each source's states, position and outbox in a transaction of its own; one round trip for all.
 
-        Dies before: nothing is written. Dies after: everything is; the outbox is applied by whoever is next.
+        False where the position was not the expected one: nothing of that source is written. Dies before a
+        transaction: nothing is written. Dies after it: everything is; the outbox is applied by whoever is next.
         """
-        keys = [position_key(self.pipeline, tag), outbox_key(self.pipeline, tag)]
-        keys += [state_key(self.pipeline, tag, name) for name in entities]
-        values = [] if states is None else pack_states(states)
-        held = b"" if expected is None else expected.pack()
-        arguments = (held, position.pack(), outbox.pack(), self.ttl_ms, *values)
-        return bool(self.client.eval(self._store, len(keys), *keys, *arguments))
-
-    def apply(self, tag: str, outbox: Outbox) -> None:
-        """Add an outbox entry to the shared profiles; again is harmless. Raises StateError on another layout."""
         commands: list[tuple[Any, ...]] = []
-        for shard, items in sorted(outbox.by_shard().items()):
-            keys = [applied_key(self.pipeline, shard)]
-            keys += [profile_key(self.pipeline, name, key) for name, key, _ in items]
-            arguments: list[Any] = [tag, outbox.number, self.profile_ttl_ms]
-            for name, _, packed in items:
-                arguments += [self.formats[name].empty, packed]
-            commands.append(("EVAL", self._apply, len(keys), *keys, *arguments))
+        for write in writes:
+            keys = [position_key(self.pipeline, write.tag), outbox_key(self.pipeline, write.tag)]
+            keys += [state_key(self.pipeline, write.tag, name) for name in write.entities]
+            values = [] if write.states is None else pack_states(write.states)
+            held = b"" if write.expected is None else write.expected.pack()
+            arguments = (held, write.position.pack(), write.outbox.pack(), self.ttl_ms, *values)
+            commands.append(("EVAL", self._store, len(keys), *keys, *arguments))
+        return [bool(reply) for reply in self._round_trip(commands)]
+
+    def apply(self, entries: Sequence[tuple[str, Outbox]]) -> None:
+        """Add outbox entries (by tag) to the shared profiles; again is harmless. Raises StateError on another layout.
+
+        One round trip for all; entries of one source in the order of their numbers.
+        """
+        commands = [command for tag, outbox in entries for command in self._apply_commands(tag, outbox)]
         try:
             self._round_trip(commands)
         except ResponseError as error:
@@ -124,13 +128,22 @@ class RedisStore:
                 ) from error
             raise
 
+    def _apply_commands(self, tag: str, outbox: Outbox) -> Iterator[tuple[Any, ...]]:
+        for shard, items in sorted(outbox.by_shard().items()):
+            keys = [applied_key(self.pipeline, shard)]
+            keys += [profile_key(self.pipeline, name, key) for name, key, _ in items]
+            arguments: list[Any] = [tag, outbox.number, self.profile_ttl_ms]
+            for name, _, packed in items:
+                arguments += [self.formats[name].empty, packed]
+            yield ("EVAL", self._apply, len(keys), *keys, *arguments)
+
     def recover(self, tag: str) -> Position | None:
         """Take over a source: apply what its last owner may have left unapplied, and return its position."""
         # Both at one moment: read one after the other, the last owner could store between, and its entry would be
         # overwritten by our next store before anybody applied it.
         entry, record = self.client.mget(outbox_key(self.pipeline, tag), position_key(self.pipeline, tag))
         if entry is not None:
-            self.apply(tag, Outbox.unpack(entry))
+            self.apply([(tag, Outbox.unpack(entry))])
         return None if record is None else Position.unpack(record)
 
     def _profiles_by_shard(self, profile_keys: Mapping[str, Sequence[str]]) -> dict[int, list[tuple[str, int, str]]]:

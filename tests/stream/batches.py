@@ -11,7 +11,7 @@ from models.features.step import Loaded, Step, step
 from stream.scoring import distinct
 from stream.store.keys import Position, event_tag
 from stream.store.outbox import Outbox, make_outbox
-from stream.store.redis_store import RedisStore
+from stream.store.redis_store import RedisStore, Write
 
 __all__ = ["CARDS", "DAY_MS", "MERCHANTS", "START_MS", "TAG", "process", "random_columns"]
 
@@ -52,7 +52,7 @@ def process(
     before = held or Position()
     position = Position(before.next_offset + len(batch), int(clock_M[-1]), before.outbox_seq + 1)
     outbox = make_outbox(position.outbox_seq, store.formats, profile_keys, result.increments)
-    assert store.store(TAG, held, position, outbox, entities, result.states_N)
+    assert store.store([Write(TAG, held, position, outbox, entities, result.states_N)])[0]
     if apply:
-        store.apply(TAG, outbox)
+        store.apply([(TAG, outbox)])
     return result, position, outbox

@@ -35,7 +35,7 @@ from stream.store.keys import (
     state_key,
 )  # fmt: skip
 from stream.store.outbox import Outbox, make_outbox
-from stream.store.redis_store import RedisStore
+from stream.store.redis_store import RedisStore, Write
 from tests.conftest import MakeSettings
 from tests.stream.batches import CARDS, DAY_MS, MERCHANTS, START_MS, TAG, process, random_columns
 
@@ -112,21 +112,22 @@ def test_a_writer_that_was_overtaken_writes_nothing(
     held = Position(9, 5, 1)
     states = store.layout.empty_states(2)
     states["count"] = [1, 2]
-    assert store.store(TAG, None, held, Outbox(1, []), ["a", "b"], states)
+    assert store.store([Write(TAG, None, held, Outbox(1, []), ["a", "b"], states)])[0]
     before = {key: client.get(key) for key in client.scan_iter(match=f"{pipeline_name}:*")}
     assert len(before) == 4
     states["count"] = 77
     late = Outbox(2, [("merchant", "m", b"x" * 28)])
-    assert not store.store(TAG, expected, Position(20, 20, 2), late, ["a", "new"], states)
+    assert not store.store([Write(TAG, expected, Position(20, 20, 2), late, ["a", "new"], states)])[0]
     assert {key: client.get(key) for key in client.scan_iter(match=f"{pipeline_name}:*")} == before
 
 
 def test_a_first_writer_must_be_first(store: RedisStore) -> None:
     """Of two that both found nothing, one writes; positions of other sources are no hindrance."""
-    assert store.store(TAG, None, Position(1, 1, 1), Outbox(1, []))
-    assert not store.store(TAG, None, Position(2, 2, 1), Outbox(1, []))
-    assert store.store(label_tag(3), None, Position(2, 2, 1), Outbox(1, []))
-    assert not store.store("7", Position(), Position(2, 2, 1), Outbox(1, [])), "nothing is not a position of zeros"
+    assert store.store([Write(TAG, None, Position(1, 1, 1), Outbox(1, []))])[0]
+    assert not store.store([Write(TAG, None, Position(2, 2, 1), Outbox(1, []))])[0]
+    assert store.store([Write(label_tag(3), None, Position(2, 2, 1), Outbox(1, []))])[0]
+    zeros = Write("7", Position(), Position(2, 2, 1), Outbox(1, []))
+    assert not store.store([zeros])[0], "nothing is not a position of zeros"
 
 
 def test_of_many_writers_one_wins(settings: Settings, pipeline: Pipeline) -> None:
@@ -140,7 +141,8 @@ def test_of_many_writers_one_wins(settings: Settings, pipeline: Pipeline) -> Non
         for turn in range(20):
             barrier.wait()
             held = None if turn == 0 else Position(turn, 0, turn)
-            if stores[writer].store(TAG, held, Position(turn + 1, 0, turn + 1), Outbox(turn + 1, [])):
+            write = Write(TAG, held, Position(turn + 1, 0, turn + 1), Outbox(turn + 1, []))
+            if stores[writer].store([write])[0]:
                 won.append((turn, writer))
 
     threads = [threading.Thread(target=compete, args=(w,)) for w in range(len(stores))]
@@ -159,14 +161,14 @@ def test_an_outbox_counts_once(store: RedisStore) -> None:
     after_first = rings_of(store, "merchant", MERCHANTS)
     assert after_first["count"].sum() == 3 * 30, "each event is in the ring of each half-life"
     for _ in range(2):
-        store.apply(TAG, first)
+        store.apply([(TAG, first)])
         assert store.recover(TAG) == held
     np.testing.assert_array_equal(rings_of(store, "merchant", MERCHANTS), after_first)
     _, _, second = process(store, random_columns(2, 20, first_id=50), held)
     after_second = rings_of(store, "merchant", MERCHANTS)
     assert after_second["count"].sum() == 3 * 50
     for outbox in (first, second, first):
-        store.apply(TAG, outbox)
+        store.apply([(TAG, outbox)])
     np.testing.assert_array_equal(rings_of(store, "merchant", MERCHANTS), after_second)
 
 
@@ -187,7 +189,7 @@ def test_what_was_half_applied_is_completed(store: RedisStore, client: Any, pipe
     shards = outbox.by_shard()
     assert len(shards) > 4
     some = {shard for shard in shards if shard % 2}
-    store.apply(TAG, Outbox(outbox.number, [item for shard in some for item in shards[shard]]))
+    store.apply([(TAG, Outbox(outbox.number, [item for shard in some for item in shards[shard]]))])
     done = {s for s in range(PROFILE_SHARDS) if client.hget(applied_key(pipeline_name, s), TAG) == b"1"}
     assert done == some
     store.recover(TAG)
@@ -198,7 +200,7 @@ def test_sources_do_not_hide_each_others_entries(store: RedisStore) -> None:
     """Entry 1 of another partition, or of the labels, is another entry."""
     _, _, outbox = process(store, random_columns(1, 30), None)
     for number, tag in enumerate((event_tag(0), label_tag(3)), start=2):
-        store.apply(tag, outbox)
+        store.apply([(tag, outbox)])
         assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == 3 * 30 * number
 
 
@@ -223,7 +225,7 @@ def test_the_script_adds_as_accumulate_does(
         unique = {row[:3]: row for row in sorted(rows)}  # increments name each bucket once
         added = Increments(*np.array(list(unique.values()), dtype=np.int64).reshape(-1, 7).T)
         accumulate(rings, added)
-        store.apply("0", make_outbox(number, store.formats, {"merchant": ["a", "b"]}, {"merchant": [added]}))
+        store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a", "b"]}, {"merchant": [added]}))])
     np.testing.assert_array_equal(rings_of(store, "merchant", ["a", "b"]), rings)
 
 
@@ -235,7 +237,7 @@ def test_amounts_at_their_limits_are_exact(store: RedisStore) -> None:
     for number, amount in enumerate(amounts, start=1):
         added = collect(profile, np.zeros(1, np.int64), np.array([START_MS]), amount_M=np.array([amount]))
         accumulate(rings, added)
-        store.apply("0", make_outbox(number, store.formats, {"merchant": ["a"]}, {"merchant": [added]}))
+        store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a"]}, {"merchant": [added]}))])
     found = rings_of(store, "merchant", ["a"])
     np.testing.assert_array_equal(found, rings)
     slot = found[0, 0][found[0, 0]["count"] > 0]
