@@ -1,0 +1,1 @@
+"""Seeded benchmarks that assert their answers: `python -m benchmarks [NAME]`. The policy is in README.md."""
