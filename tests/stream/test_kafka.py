@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import ssl
 
+import kafka
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from faust.auth import SASLCredentials, SSLCredentials
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.partitioner import murmur2
 
 from models.errors import SettingsError
@@ -77,3 +80,35 @@ def test_sasl_and_tls_reach_all_clients() -> None:
     assert (sasl.username, sasl.password, sasl.protocol.value) == ("u", "p", "SASL_SSL")
     assert isinstance(faust_credentials(load_settings(kafka_security_protocol="SSL")), SSLCredentials)
     assert faust_credentials(load_settings()) is None
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4", "snappy", "zstd"])
+def test_compressed_records_can_be_read(settings: Settings, pipeline: Pipeline, compression: str) -> None:
+    """Producers choose the compression: the worker's client and the history's read every one of Kafka's."""
+    ensure_topics(settings, pipeline)
+    topic, value = pipeline.topic("events"), b"{}" * 500
+    asyncio.run(_produce(settings, topic, compression, value))
+    assert asyncio.run(_consume(settings, topic)) == value
+    consumer = KafkaConsumer(**kafka_python_options(settings), auto_offset_reset="earliest", consumer_timeout_ms=20_000)
+    consumer.assign([kafka.TopicPartition(topic, 0)])
+    assert next(iter(consumer)).value == value
+    consumer.close()
+
+
+async def _produce(settings: Settings, topic: str, compression: str, value: bytes) -> None:
+    producer = AIOKafkaProducer(**client_options(settings), compression_type=compression)
+    await producer.start()
+    try:
+        await producer.send_and_wait(topic, value, partition=0)
+    finally:
+        await producer.stop()
+
+
+async def _consume(settings: Settings, topic: str) -> bytes:
+    consumer = AIOKafkaConsumer(**client_options(settings), auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(topic, 0)])
+        return (await asyncio.wait_for(consumer.getone(), 20)).value
+    finally:
+        await consumer.stop()
