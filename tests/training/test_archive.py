@@ -72,6 +72,18 @@ def test_bad_records_are_counted_and_left_out(tmp_path: Path) -> None:
     assert maker.skipped == {"json": 1, "empty": 1, "key": 1}
 
 
+def test_an_event_with_an_unreadable_member_nobody_reads_is_kept() -> None:
+    """What the worker scores is in the history, too: a number too large for any float stands where no field looks."""
+    pipeline = load_pipeline("payments")
+    block = records(pipeline, 0, range(2))
+    values = [block.values[0][:-1] + b',"note":1e999}', block.values[1]]
+    maker = RowMaker(pipeline)
+    rows = maker.rows("events", Records(0, block.offset_M, block.append_M, values, None))
+    expected = RowMaker(pipeline).rows("events", block)
+    assert rows.table.equals(expected.table)
+    assert maker.skipped == {}
+
+
 def test_a_crash_between_parts_and_progress_leaves_each_row_once(tmp_path: Path) -> None:
     """Parts written without their progress are fetched again, cut differently, and no row appears twice."""
     pipeline = load_pipeline("payments")
@@ -115,7 +127,7 @@ def test_a_file_imports_in_event_time_order_with_its_labels(tmp_path: Path, suff
     frame = pd.DataFrame({
         "tx": [3, 1, 2], "timestamp": ["2026-03-03T00:00:00Z", "2026-03-01T00:00:00Z", "2026-03-02 12:00:00"],
         "card_id": ["c", "a", "b"], "merchant_id": [9, 7, 8], "amount": [3.5, 1.5, 2.5], "is_fraud": [0, 1, None],
-        "merchant_category": [None, 5812, 4111], "latitude": [None, 1.0, 2.0], "longitude": [None, 3.0, 4.0],
+        "merchant_category": pd.array([None, 5812, 4111], "Int64"), "latitude": [None, 1.0, 2.0], "longitude": [None, 3.0, 4.0],
     })  # fmt: skip
     writers = {".csv": lambda: frame.to_csv(file, index=False), ".parquet": lambda: frame.to_parquet(file),
                ".jsonl": lambda: frame.to_json(file, orient="records", lines=True)}  # fmt: skip
