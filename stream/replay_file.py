@@ -23,15 +23,14 @@ from numpy.typing import NDArray
 
 from models.clock import from_iso
 from models.errors import LeptonError, shorten
-from models.pipeline.sample import MISSING_TEXTS, csv_delimiter
+from models.pipeline.sample import BOOLEAN_WORDS, MISSING_TEXTS, csv_delimiter
 from models.pipeline.spec import BooleanField, Field, GeoField, NumberField, Pipeline
 
 __all__ = ["FileRows", "Rows", "read_file"]
 
 Row = dict[str, Any]
 NO_TIME = np.iinfo(np.int64).min
-BOOLEANS = {"true": True, "t": True, "yes": True, "y": True, "1": True}
-BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "0": False}
+BOOLEANS = {**BOOLEAN_WORDS, "1": True, "0": False}
 LATITUDE, LONGITUDE = ".latitude", ".longitude"
 HEAD = 65_536  # characters that hold a CSV's header
 LONGEST_MISSING = max(map(len, MISSING_TEXTS))
@@ -107,10 +106,10 @@ def read_file(
         if part not in found and _field(pipeline, part).required:
             raise LeptonError(
                 f"{path}: column {names[0]!r} for the field {part} is missing: expected it, or a column mapping, "
-                f"among {_list(table.columns)}"
+                f"among {_names(table.columns)}"
             )
     if labels is not None and labels not in table.columns:
-        raise LeptonError(f"{path}: label column {labels!r} is missing: expected one of {_list(table.columns)}")
+        raise LeptonError(f"{path}: label column {labels!r} is missing: expected one of {_names(table.columns)}")
     time = pipeline.pipeline.time
     unit = getattr(pipeline.fields[time], "unit", "ms")
     time_ms = table.times(found[time], unit)
@@ -178,7 +177,7 @@ def _wanted(pipeline: Pipeline, renamed: dict[str, str]) -> dict[str, list[str]]
     for column, target in renamed.items():
         part: str | None = next((p for p, names in wanted.items() if target in (p, *names)), None)
         if part is None:
-            raise LeptonError(f"column mapping {column}={target}: expected one of the fields {_list(wanted)}")
+            raise LeptonError(f"column mapping {column}={target}: expected one of the fields {_names(wanted)}")
         wanted[part] = [column]
     return wanted
 
@@ -187,7 +186,7 @@ def _field(pipeline: Pipeline, part: str) -> Field:
     return pipeline.fields[part.removesuffix(LATITUDE).removesuffix(LONGITUDE)]
 
 
-def _list(names: Any) -> str:
+def _names(names: Any) -> str:
     return ", ".join(names)
 
 
@@ -265,7 +264,7 @@ class _ArrowTable(_Table):
         import pyarrow as pa  # noqa: PLC0415, an extra
 
         column = self.columns[name]
-        if not pa.types.is_temporal(column.type):
+        if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
             return _Table({name: column.to_pylist()}).times(name, unit)
         stamps = column.cast(pa.timestamp("ms", getattr(column.type, "tz", None)), safe=False)
         return np.array(stamps.cast(pa.int64()).fill_null(NO_TIME).to_numpy(), dtype=np.int64)
@@ -279,13 +278,15 @@ def _read(path: Path) -> _Table:
                ".parquet": _read_parquet}  # fmt: skip
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise LeptonError(f"{path}: expected a file that ends in one of {_list(readers)}")
+        raise LeptonError(f"{path}: expected a file that ends in one of {_names(readers)}")
     try:
         return reader(path)
     except OSError as error:
         raise LeptonError(f"{path}: {error.strerror or error}: expected a readable file") from error
     except UnicodeDecodeError as error:
         raise LeptonError(f"{path}: byte {error.start} is not UTF-8: expected UTF-8 text") from error
+    except csv.Error as error:
+        raise LeptonError(f"{path}: {error}: expected CSV, its quotes closed") from error
 
 
 def _read_csv(path: Path) -> _Table:
@@ -321,7 +322,7 @@ def _read_jsonl(path: Path) -> _Table:
             if line.strip():
                 try:
                     rows.append(decode(line))
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, RecursionError) as error:
                     raise LeptonError(f"{path}: line {number}: {error}: expected one JSON object") from error
     names = {name: None for row in rows for name in row}
     return _Table({name: [row.get(name) for row in rows] for name in names})

@@ -49,12 +49,13 @@ Kind = Literal["events", "labels"]
 PARTITION, OFFSET, APPEND_TIME = "_partition", "_offset", "_append_time"
 SOURCE = [(PARTITION, pa.int32()), (OFFSET, pa.int64()), (APPEND_TIME, pa.timestamp("ms", tz="UTC"))]
 PART_NAME = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
+FORMAT = 1  # of progress.json
 
 
 class Progress(msgspec.Struct):
     """What is on disk. next_offset: by kind and partition; skipped: bad records by reason code."""
 
-    format: int = 1
+    format: int = FORMAT
     next_offset: dict[str, dict[int, int]] = msgspec.field(default_factory=lambda: {"events": {}, "labels": {}})
     skipped: dict[str, int] = msgspec.field(default_factory=dict)
 
@@ -108,9 +109,9 @@ class Archive:
         try:
             progress = msgspec.json.decode(path.read_bytes(), type=Progress)
         except msgspec.MsgspecError as error:
-            raise HistoryError(f"{path}: {error}: expected a progress file of format 1") from error
-        if progress.format != 1:
-            raise HistoryError(f"{path}: format = {progress.format}: expected 1")
+            raise HistoryError(f"{path}: {error}: expected a progress file of format {FORMAT}") from error
+        if progress.format != FORMAT:
+            raise HistoryError(f"{path}: format = {progress.format}: expected {FORMAT}")
         return progress
 
     def open_to_write(self) -> Progress:

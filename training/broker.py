@@ -15,7 +15,7 @@ from kafka.errors import KafkaError
 from training.errors import HistoryError
 from training.settings import Settings
 
-__all__ = ["open_consumer", "read_topic", "send"]
+__all__ = ["no_broker", "open_consumer", "read_topic", "send"]
 
 FETCH_WAIT_MS = 10  # some brokers sleep half of it on every empty fetch
 POLL_MS = 200
@@ -33,11 +33,11 @@ def open_consumer(settings: Settings) -> Any:
             bootstrap_timeout_ms=START_MS,
         )  # fmt: skip
     except KafkaError as error:
-        raise _error(settings, error) from error
+        raise no_broker(settings, error) from error
 
 
 def read_topic(settings: Settings, topic: str, until_idle_s: float) -> Iterator[Any]:
-    """Every record of a topic, partition by partition in order, until none came for `until_idle_s` seconds.
+    """Every record of a topic, each partition in order, until none came for `until_idle_s` seconds.
 
     Raises HistoryError when the broker or the topic is not there.
     """
@@ -57,7 +57,7 @@ def read_topic(settings: Settings, topic: str, until_idle_s: float) -> Iterator[
             if fetched:  # after they were used: the time that took is not idleness
                 heard = time.monotonic()
     except KafkaError as error:
-        raise _error(settings, error) from error
+        raise no_broker(settings, error) from error
     finally:
         consumer.close()
 
@@ -67,14 +67,15 @@ def send(settings: Settings, topic: str, key: bytes, value: bytes) -> int:
     try:
         producer = KafkaProducer(**settings.kafka_options(), acks="all", bootstrap_timeout_ms=START_MS)
     except KafkaError as error:
-        raise _error(settings, error) from error
+        raise no_broker(settings, error) from error
     try:
         return int(producer.send(topic, key=key, value=value).get(timeout=SEND_S).offset)
     except KafkaError as error:
-        raise _error(settings, error) from error
+        raise no_broker(settings, error) from error
     finally:
         producer.close(timeout=SEND_S)
 
 
-def _error(settings: Settings, error: KafkaError) -> HistoryError:
+def no_broker(settings: Settings, error: KafkaError) -> HistoryError:
+    """The error for a broker that is away, or has gone."""
     return HistoryError(f"LEPTON_KAFKA_BROKERS = {settings.kafka_brokers}: {error!r}")

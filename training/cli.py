@@ -41,6 +41,9 @@ def main() -> None:
     except LeptonError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"error: {error}: expected files and folders that can be read and written", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command
@@ -58,7 +61,7 @@ def history(
     label_time: Annotated[str | None, Parameter(help="Of a file: the column that says when it arrived.")] = None,
     columns: Annotated[list[str] | None, Parameter(help="Of a file: FILE_COLUMN=FIELD.", negative=())] = None,
     settings: SettingsOption = None,
-    json_output: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Append the topics' events and labels to a Parquet history, from where it ended; or make one from a file."""
     from training.history import collect, import_file  # noqa: PLC0415, pyarrow and kafka take a second to import
@@ -84,7 +87,7 @@ def history(
             report=lambda text: console.print(text, highlight=False),
         )  # fmt: skip
     facts = {"history": str(out / spec.name), **result.rows, "skipped": result.skipped, "lost": result.lost}
-    _show(facts, json_output)
+    _show(facts, as_json)
 
 
 @app.command
@@ -107,7 +110,7 @@ def finetune(
     from_champion: Annotated[bool, Parameter(help="Start from the champion's weights.", negative=())] = False,
     registry: RegistryOption = None,
     settings: SettingsOption = None,
-    json_output: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a detector on matured labels and write a verified bundle."""
     from training.finetune import finetune as run  # noqa: PLC0415, torch takes seconds to import
@@ -126,7 +129,7 @@ def finetune(
             recipe=recipe, start_from=start_from, report=bars,
         )  # fmt: skip
     facts: dict[str, Any] = {"bundle": str(bundle.folder), "version": bundle.version, "threshold": bundle.threshold}
-    _show(facts | bundle.info.metrics | {"seconds": bundle.info.training["seconds"]}, json_output)
+    _show(facts | bundle.info.metrics | {"seconds": bundle.info.training["seconds"]}, as_json)
 
 
 @app.command
@@ -146,7 +149,7 @@ def evaluate(
     ] = None,
     registry: RegistryOption = None,
     settings: SettingsOption = None,
-    json_output: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle on a range of days, and whether the worker's published scores say the same."""
     loaded, spec = _setup(settings, pipeline)
@@ -174,7 +177,7 @@ def evaluate(
         # also false of NaN: no common event is no agreement
         agree = facts["agreement"]["one_score_each"] and facts["agreement"]["max_difference"] <= AGREEMENT
         facts["agreement"]["agree"] = agree
-    _show(facts, json_output)
+    _show(facts, as_json)
     if not agree:
         sys.exit(2)
 
@@ -185,13 +188,13 @@ def publish(
     *,
     registry: RegistryOption = None,
     settings: SettingsOption = None,
-    json_output: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy a bundle into the registry; prints its version."""
     from training import publish as publishing  # noqa: PLC0415
 
     version = publishing.publish(registry or load_settings(settings).registry, bundle)
-    _show({"version": version}, json_output)
+    _show({"version": version}, as_json)
 
 
 @app.command
@@ -203,14 +206,14 @@ def promote(
     notify: Annotated[bool, Parameter(help="Tell running workers through <pipeline>.models.")] = True,
     registry: RegistryOption = None,
     settings: SettingsOption = None,
-    json_output: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a published version the champion; running workers swap to it."""
     from training import publish as publishing  # noqa: PLC0415
 
     loaded, spec = _setup(settings, pipeline)
     message = publishing.promote(loaded, registry or loaded.registry, spec, version, why=why, notify=notify)
-    _show(msgspec.structs.asdict(message), json_output)
+    _show(msgspec.structs.asdict(message), as_json)
 
 
 def _setup(settings: Path | None, pipeline: str | None) -> tuple[Settings, Pipeline]:

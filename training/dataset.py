@@ -24,6 +24,7 @@ from training.replay import History, replay
 
 __all__ = ["Dataset", "Part", "Split", "build_dataset", "plan_split", "sampled"]
 
+PARTS = ("train", "validation", "holdout")
 MIN_FRAUDS = 10  # fewer in a part decide nothing
 
 
@@ -43,7 +44,7 @@ class Split:
         return (self.holdout_end_ms - self.holdout_start_ms) / DAY_MS
 
     def part_of(self, time_M: NDArray[np.int64]) -> NDArray[np.int8]:
-        """0 train, 1 validation, 2 holdout, -1 none of them."""
+        """Which of PARTS each time lies in, as a place in it; -1 for none."""
         part_M = np.full(len(time_M), -1, dtype=np.int8)
         part_M[(time_M >= self.train_start_ms) & (time_M < self.train_end_ms)] = 0
         part_M[(time_M >= self.validation_start_ms) & (time_M < self.holdout_start_ms)] = 1
@@ -134,7 +135,7 @@ def build_dataset(
     parts = _Parts(split, frauds)
     for chunk in replay(known, want, report=report):
         parts.add(chunk.encoded, chunk.batch)
-    train, validation, holdout = (parts.join(i, name) for i, name in enumerate(("train", "validation", "holdout")))
+    train, validation, holdout = (parts.join(number) for number in range(len(PARTS)))
     return Dataset(split, train, validation, holdout, share)
 
 
@@ -153,7 +154,7 @@ class _Parts:
 
     def __init__(self, split: Split, frauds: set[str]) -> None:
         self.split, self.frauds = split, frauds
-        self.chunks: list[list[Part]] = [[], [], []]
+        self.chunks: list[list[Part]] = [[] for _ in PARTS]
 
     def add(self, encoded: Encoded, batch: EventBatch) -> None:
         part_M = self.split.part_of(batch.time_M)
@@ -163,14 +164,14 @@ class _Parts:
             entity = [batch.entity[i] for i in index.tolist()]
             self.chunks[number].append(Part(encoded.take(index), fraud_M[index], entity, batch.time_M[index]))
 
-    def join(self, number: int, name: str) -> Part:
+    def join(self, number: int) -> Part:
         chunks, self.chunks[number] = self.chunks[number], []
         frauds = sum(int(c.fraud_N.sum()) for c in chunks)
         if frauds < MIN_FRAUDS:
             events = sum(len(c) for c in chunks)
             borders = ", ".join(f"{k} {v}" for k, v in self.split.describe().items())
             raise TrainingError(
-                f"{name} holds {frauds} frauds in {events} events: expected at least {MIN_FRAUDS} ({borders})"
+                f"{PARTS[number]} holds {frauds} frauds in {events} events: expected at least {MIN_FRAUDS} ({borders})"
             )
         return Part(
             Encoded.concatenate([c.encoded for c in chunks]),

@@ -25,13 +25,12 @@ from models.messages import decode_score
 from models.scorer import Scorer
 from training.broker import read_topic
 from training.errors import TrainingError
-from training.metrics import average_precision, card_precision_at_k, known_frauds_left_out, roc_auc
+from training.metrics import CARDS, average_precision, card_precision_at_k, known_frauds_left_out, roc_auc
 from training.replay import History, replay
 from training.settings import Settings
 
 __all__ = ["OnlineScores", "Scored", "compare", "measure", "offline_scores", "scores_of_file", "scores_of_topic"]
 
-CARDS = 100
 METRICS = ("average_precision", "roc_auc", f"card_precision_at_{CARDS}")
 SHOWN_IDS = 5  # of events with something wrong
 

@@ -26,12 +26,11 @@ from models.policy import decide, threshold_for_budget
 from training.archive import Archive
 from training.dataset import Dataset, Part, Split, build_dataset, plan_split
 from training.fit import Fitted, Recipe, fit, fit_calibration, score
-from training.metrics import average_precision, card_precision_at_k, expected_calibration_error, roc_auc
+from training.metrics import CARDS, average_precision, card_precision_at_k, expected_calibration_error, roc_auc
 from training.replay import History, load_history
 
-__all__ = ["CARDS", "finetune", "finetune_history", "split_history"]
+__all__ = ["finetune", "finetune_history", "split_history"]
 
-CARDS = 100  # of card precision: a day's work of an analyst, as published results have it
 GOLDEN_EACH = 16  # frauds and legitimate windows in the golden case
 
 # report(stage, done, total, note): stages are "replay" (events) and "train" (epochs)

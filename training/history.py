@@ -24,7 +24,7 @@ from kafka.errors import KafkaError
 from models.codec import Codec
 from models.pipeline.spec import Pipeline
 from training.archive import Archive, Kind, Progress, Rows
-from training.broker import open_consumer
+from training.broker import no_broker, open_consumer
 from training.errors import HistoryError
 from training.rows import Records, RowMaker
 from training.settings import Settings
@@ -69,7 +69,7 @@ def collect(
     try:
         return _Collector(consumer, archive, progress, RowMaker(pipeline), report or _silent).run(until_idle_s, stop)
     except KafkaError as error:
-        raise HistoryError(f"LEPTON_KAFKA_BROKERS = {settings.kafka_brokers}: {error!r}") from error
+        raise no_broker(settings, error) from error
     finally:
         consumer.close()
 
@@ -86,9 +86,12 @@ def import_file(
     if any(progress.next_offset[kind] for kind in KINDS):
         raise HistoryError(f"{archive.folder}: there is a history already: expected an empty folder to import into")
     maker, result = RowMaker(pipeline), Collected()
-    for kind, encoded in (("events", _events(mapped, maker.codec)), ("labels", _labels(mapped, maker.codec))):
-        for records in _in_batches(encoded):
-            result.rows[kind] += archive.append(kind, [maker.rows(kind, records)], progress)  # type: ignore[arg-type]
+    encoded: dict[Kind, Iterator[tuple[int, bytes]]] = {
+        "events": _events(mapped, maker.codec), "labels": _labels(mapped, maker.codec),
+    }  # fmt: skip
+    for kind, records_of_kind in encoded.items():
+        for records in _in_batches(records_of_kind):
+            result.rows[kind] += archive.append(kind, [maker.rows(kind, records)], progress)
             if report is not None:
                 report(sum(result.rows.values()), len(mapped) * (2 if mapped.label_column else 1))
     progress.skipped = result.skipped = dict(maker.skipped)
@@ -123,7 +126,6 @@ class _Collector:
                 self._flush()
                 flushed = time.monotonic()
         self._flush()
-        self.result.skipped = dict(self.maker.skipped)
         return self.result
 
     def _assign(self) -> None:

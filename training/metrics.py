@@ -15,8 +15,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from models.clock import DAY_MS
 
 __all__ = [
-    "average_precision", "card_precision_at_k", "expected_calibration_error", "known_frauds_left_out", "roc_auc",
+    "CARDS", "average_precision", "card_precision_at_k", "expected_calibration_error", "known_frauds_left_out",
+    "roc_auc",
 ]  # fmt: skip
+
+CARDS = 100  # of card precision: a day's work of an analyst, as published results have it
 
 Scores = NDArray[np.float32] | NDArray[np.float64]
 
@@ -36,7 +39,7 @@ def roc_auc(fraud_N: NDArray[np.bool_], score_N: Scores) -> float:
 
 
 def card_precision_at_k(
-    entity_N: Sequence[str], time_N: NDArray[np.int64], fraud_N: NDArray[np.bool_], score_N: Scores, k: int = 100
+    entity_N: Sequence[str], time_N: NDArray[np.int64], fraud_N: NDArray[np.bool_], score_N: Scores, k: int = CARDS
 ) -> float:
     """Share of truly defrauded cards among the k most suspicious of a day, averaged over the days.
 
@@ -78,8 +81,8 @@ def known_frauds_left_out(
     """
     wait_days = delay_ms // DAY_MS + 1
     known_from: dict[str, int] = {}
-    for entity, time in zip(past_entity_M, (past_time_M // DAY_MS + wait_days).tolist(), strict=True):
-        known_from[entity] = min(time, known_from.get(entity, time))
+    for entity, day in zip(past_entity_M, (past_time_M // DAY_MS + wait_days).tolist(), strict=True):
+        known_from[entity] = min(day, known_from.get(entity, day))
     never = np.iinfo(np.int64).max
     from_N = np.array([known_from.get(e, never) for e in entity_N], dtype=np.int64)
     return np.asarray(time_N // DAY_MS < from_N)

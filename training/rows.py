@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -58,7 +57,7 @@ class RowMaker:
     def _events(self, records: Records) -> tuple[dict[str, Any], NDArray[np.int64]]:
         decoded = self.codec.decode(records.values, records.append_M, records.keys)
         self.skipped.update(bad.reason for bad in decoded.bad)
-        raw = [msgspec.json.decode(records.values[i] or b"{}") for i in decoded.good.tolist()]
+        raw = [self.codec.decode_one(records.values[i] or b"{}") for i in decoded.good.tolist()]
         return self._event_columns(decoded.batch, raw), decoded.good
 
     def _event_columns(self, batch: EventBatch, raw: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
-from pydantic_settings.sources import PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from models.errors import SettingsError, shorten
 
 __all__ = ["Settings", "load_settings"]
 
 PREFIX = "LEPTON_"
-SECRET = ("password",)  # a value whose name holds one of these words never reaches a message
+FILE_VARIABLE = "LEPTON_SETTINGS"
+SECRETS = frozenset({"kafka_sasl_password"})  # never reach a message
 
 
 class Settings(BaseSettings):
@@ -39,18 +39,6 @@ class Settings(BaseSettings):
     kafka_ssl_cafile: Path | None = None
     kafka_ssl_certfile: Path | None = None
     kafka_ssl_keyfile: Path | None = None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before what the file says (which `load_settings` passes to the constructor)."""
-        return env_settings, init_settings
 
     def kafka_options(self) -> dict[str, Any]:
         """Keyword arguments every kafka-python client takes."""
@@ -76,10 +64,10 @@ def load_settings(path: Path | None = None) -> Settings:
 
     Raises SettingsError with the variable, its value and what was expected.
     """
-    named = path or (Path(os.environ[PREFIX + "SETTINGS"]) if PREFIX + "SETTINGS" in os.environ else None)
-    values = _read_file(named) if named else {}
+    named = path or os.environ.get(FILE_VARIABLE) or None
+    from_file = _read_file(Path(named)) if named else {}
     try:
-        settings = Settings(**values)
+        settings = Settings(**{**from_file, **EnvSettingsSource(Settings)()})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -101,5 +89,5 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _error(name: str, value: object, expected: str) -> SettingsError:
-    shown = "***" if any(word in name for word in SECRET) else shorten(value)
+    shown = "(hidden)" if name in SECRETS else shorten(value)
     return SettingsError(f"{PREFIX}{name.upper()} = {shown}: expected {expected}")

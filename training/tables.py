@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from models.pipeline.sample import MISSING_TEXTS, csv_delimiter
+from models.pipeline.sample import BOOLEAN_WORDS, MISSING_TEXTS, csv_delimiter
 from models.pipeline.spec import BooleanField, GeoField, NumberField, Pipeline, TimeField
 from training.errors import HistoryError
 
@@ -82,7 +82,7 @@ class Mapped:
         """Labels in the order of their arrival."""
         if self.label_column is None:
             return
-        verdict = pd.to_numeric(self.frame[self.label_column].map(_number), errors="coerce").to_numpy(np.float64)
+        verdict = pd.to_numeric(self.frame[self.label_column].map(_boolean), errors="coerce").to_numpy(np.float64)
         arrival_M = self.time_M + self.delay_ms
         known = ~np.isnan(verdict)
         if self.label_time is not None:
@@ -128,7 +128,8 @@ class Mapped:
                 return np.asarray(np.round(column.to_numpy(np.float64) * (1 if unit == "ms" else 1000)), dtype=np.int64)
             stamps = pd.to_datetime(column, utc=True, format=None if column.dtype.kind == "M" else "ISO8601")
         except (ValueError, TypeError) as error:
-            raise HistoryError(f"column {name!r}: {error}: expected times in the unit {unit}") from error
+            reason = str(error).partition("\n")[0]  # pandas goes on with advice to programmers
+            raise HistoryError(f"column {name!r}: {reason}: expected times in the unit {unit}") from error
         if stamps.isna().any():
             raise HistoryError(f"column {name!r}: {int(stamps.isna().sum())} rows have no time")
         return np.asarray(stamps.dt.as_unit("ms").to_numpy("datetime64[ms]")).astype(np.int64)
@@ -142,7 +143,7 @@ class Mapped:
         if isinstance(field, NumberField | GeoField):
             values = [_number(v) for v in values]
         elif isinstance(field, BooleanField):
-            values = [_number(v) if isinstance(v, str) else bool(v) for v in values]
+            values = [_boolean(v) if isinstance(v, str) else bool(v) for v in values]
             values = [bool(v) if v in (0, 1) else v for v in values]
         elif pd.api.types.is_float_dtype(column.dtype):
             values = [int(v) if v.is_integer() else v for v in values]  # integers beside gaps are read as floats
@@ -181,17 +182,19 @@ def read_file(path: Path) -> pd.DataFrame:
 
 
 def _number(value: Any) -> Any:
-    """0/1/true/false and numbers in text, as a number; anything else stays, for the codec to refuse."""
+    """A number in text as a number; anything else stays, for the codec to refuse."""
     if not isinstance(value, str):
         return value
-    words = {"true": 1, "false": 0, "yes": 1, "no": 0, "": float("nan")}
-    text = value.strip().lower()
-    if text in words:
-        return words[text]
     try:
-        return float(text)
+        return float(value) if value.strip() else float("nan")
     except ValueError:
         return value
+
+
+def _boolean(value: Any) -> Any:
+    """The words for true and false that replay takes, and numbers in text; anything else stays."""
+    known = BOOLEAN_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+    return _number(value) if known is None else known
 
 
 def _chunks(order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -20,16 +20,17 @@ import msgspec
 
 from models.clock import from_iso
 from models.errors import PipelineError
+from models.records import MAX_TEXT
 
-__all__ = ["MISSING_TEXTS", "Column", "Kind", "Sample", "csv_delimiter", "read_sample"]
+__all__ = ["BOOLEAN_WORDS", "MISSING_TEXTS", "Column", "Kind", "Sample", "csv_delimiter", "read_sample"]
 
 Kind = Literal["integer", "number", "boolean", "iso8601", "text", "unusable", "empty"]
 MAX_ROWS = 50_000  # enough to see rare values; reading takes about a second
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none", "<na>", "-nan", "#n/a"})
+BOOLEAN_WORDS = {"true": True, "t": True, "yes": True, "y": True, "false": False, "f": False, "no": False, "n": False}
 INTEGER = re.compile(r"[+-]?\d{1,18}")
 MONEY = re.compile(r"[^\d\s]{0,3}\s?[+-]?\d[\d.,' ]*\s?[^\d\s]{0,3}")
 DATE_LIKE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T,].*)?")
-LONG_TEXT = 256  # characters; longer values are refused by the codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ def read_sample(path: Path, max_rows: int = MAX_ROWS) -> Sample:
         return _read_csv(path, max_rows)
     except UnicodeDecodeError as error:
         raise PipelineError(str(path), "file", f"byte {error.start}", "UTF-8 text") from error
+    except csv.Error as error:
+        raise PipelineError(str(path), "file", str(error), "CSV, its quotes closed") from error
 
 
 def _read_csv(path: Path, max_rows: int) -> Sample:
@@ -119,7 +122,7 @@ def _read_jsonl(path: Path, max_rows: int) -> Sample:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PipelineError(str(path), f"line {number}", line, f"one JSON object a line ({error})") from error
             if not isinstance(row, dict):
                 raise PipelineError(str(path), f"line {number}", line, "a JSON object")
@@ -171,15 +174,14 @@ def _text_column(name: str, texts: list[str | None]) -> Column:
     if all(_is_timestamp(t) for t in present):
         return _column(name, "iso8601", texts, _each(from_iso, texts))
     if all(DATE_LIKE.fullmatch(t) for t in present):
-        return _unusable(
-            name, texts, f"dates such as {present[0]!r}; a time is ISO-8601 with hours and seconds, or epoch"
-        )
+        odd = next(t for t in present if not _is_timestamp(t))
+        return _unusable(name, texts, f"dates such as {odd!r}; a time is ISO-8601 with hours and seconds, or epoch")
     if all(MONEY.fullmatch(t) and not t[0].isalpha() for t in present):
         return _unusable(
             name, texts, f"numbers written as {present[0]!r}; a number has digits, a point and a sign only"
         )
-    if max(map(len, present)) > LONG_TEXT:
-        return _unusable(name, texts, f"texts of more than {LONG_TEXT} characters")
+    if max(map(len, present)) > MAX_TEXT:  # the codec refuses them
+        return _unusable(name, texts, f"texts of more than {MAX_TEXT} characters")
     return _column(name, "text", texts)
 
 

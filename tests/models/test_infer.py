@@ -211,6 +211,20 @@ def test_json_that_is_no_object_is_refused_with_its_line(tmp_path: Path) -> None
         draft(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", 'id,card\n1,"' + "x\n" * 100_000, "quotes"),
+        ("a.jsonl", '{"a": ' + "[" * 100_000 + "}", "one JSON object"),
+    ],
+)
+def test_a_sample_that_cannot_be_parsed_is_refused(name: str, text: str, expected: str, tmp_path: Path) -> None:
+    """A quote that is never closed, and nesting without end."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PipelineError, match=expected):
+        read_sample(tmp_path / name)
+
+
 def test_names_with_quotes_and_control_characters_survive(tmp_path: Path) -> None:
     """A column's name cannot break out of the TOML that quotes it."""
     path = tmp_path / "odd.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import datetime
 import json
 import threading
 import time
@@ -136,7 +137,9 @@ def test_labels_skip_rows_without_verdict_and_can_be_cut(tmp_path: Path, payment
             ({"labels": "f"}, ["f = 'maybe'", "true, false"]),
         ),
         ("x.csv", "", ({}, ["column names"])),
+        ("x.csv", 'transaction_id\n"' + "x\n" * 100_000, ({}, ["x.csv", "CSV", "quotes"])),
         ("x.jsonl", '{"a": 1}\n[1]\n', ({}, ["line 2", "object"])),
+        ("x.jsonl", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", ({}, ["line 1", "object"])),
         ("x.parquet", "nonsense", ({}, ["x.parquet", "Parquet"])),
         ("x.xlsx", "", ({}, ["x.xlsx", ".csv, .jsonl"])),
     ],
@@ -151,6 +154,16 @@ def test_unusable_files_are_named(
         read_file(tmp_path / name, payments, **options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_parquet_without_a_date_is_named(tmp_path: Path, payments: Pipeline) -> None:
+    """A time of day is no moment; that is told as of a text that is none."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    row = {"transaction_id": "t", "card_id": "c", "merchant_id": "m", "amount": 1.0}
+    for at in (datetime.time(1, 2), datetime.timedelta(hours=1)):
+        parquet.write_table(pa.Table.from_pylist([row | {"timestamp": at}]), tmp_path / "x.parquet")
+        with pytest.raises(LeptonError, match="first row: expected a time"):
+            read_file(tmp_path / "x.parquet", payments)
 
 
 def _read_topic(settings: Settings, topic: str, count: int) -> dict[int, list[Any]]:

@@ -127,7 +127,8 @@ def test_a_file_imports_in_event_time_order_with_its_labels(tmp_path: Path, suff
     frame = pd.DataFrame({
         "tx": [3, 1, 2], "timestamp": ["2026-03-03T00:00:00Z", "2026-03-01T00:00:00Z", "2026-03-02 12:00:00"],
         "card_id": ["c", "a", "b"], "merchant_id": [9, 7, 8], "amount": [3.5, 1.5, 2.5], "is_fraud": [0, 1, None],
-        "merchant_category": pd.array([None, 5812, 4111], "Int64"), "latitude": [None, 1.0, 2.0], "longitude": [None, 3.0, 4.0],
+        "merchant_category": pd.array([None, 5812, 4111], "Int64"),
+        "latitude": [None, 1.0, 2.0], "longitude": [None, 3.0, 4.0],
     })  # fmt: skip
     writers = {".csv": lambda: frame.to_csv(file, index=False), ".parquet": lambda: frame.to_parquet(file),
                ".jsonl": lambda: frame.to_json(file, orient="records", lines=True)}  # fmt: skip

@@ -27,3 +27,20 @@ def test_identifiers_stay_as_they_are_written(tmp_path: Path, separator: str) ->
     assert second["card_id"] == "007"
     assert second["card_present"] is True
     assert [(label.event_id, label.fraud) for label in mapped.labels()] == [("0002", False), ("0001", True)]
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("1.0", "0.0"), ("true", "False"), ("Y", "n"), ("t", "f")])
+def test_verdicts_and_booleans_are_read_in_the_words_that_replay_takes(tmp_path: Path, yes: str, no: str) -> None:
+    """No spelling of a verdict is lost in silence, and a word is no number."""
+    rows = [
+        ("a", "2026-01-01T00:00:00Z", "c", "m", "yes", yes, yes),
+        ("b", "2026-01-02T00:00:00Z", "c", "m", "2", no, ""),
+        ("c", "2026-01-03T00:00:00Z", "c", "m", "3", "", no),
+    ]
+    path = tmp_path / "events.csv"
+    path.write_text("\n".join(",".join(row) for row in (HEADER, *rows)), encoding="utf-8")
+    mapped = Mapped(read_file(path), load_pipeline("payments"), labels="is_fraud")
+    events = [event for _, event in mapped.events()]
+    assert [event["amount"] for event in events] == ["yes", 2.0, 3.0]
+    assert [event.get("card_present") for event in events] == [True, False, None]
+    assert [(label.event_id, label.fraud) for label in mapped.labels()] == [("a", True), ("c", False)]
