@@ -1,5 +1,6 @@
-"""`python -m models`."""
+"""`python -m models …`."""
 
 from models.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

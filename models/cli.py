@@ -25,3 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LeptonError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"error: {error}: expected files and folders that can be read and written", file=sys.stderr)
+        sys.exit(1)

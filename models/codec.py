@@ -109,7 +109,7 @@ class Codec:
         return Decoded(batch.take(keep), good[keep], sorted(bad, key=lambda b: b.index))
 
     def decode_labels(self, values: Sequence[bytes | None], append_ms: NDArray[np.int64]) -> DecodedLabels:
-        """Labels of M record values. A label that arrives before it was appended is as bad as such an event."""
+        """Labels of M record values. A label from the future is as bad as such an event."""
         structs, good, bad = decode_each(self._label, values)
         times = np.array([self._time_ms(s.time) for s in structs], dtype=np.int64)
         refused = self._refused_times(times, append_ms[good])
@@ -237,6 +237,7 @@ class Codec:
 
     def _refused_times(self, times: NDArray[np.int64], append_ms: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
         refused: dict[int, tuple[str, str]] = {}
+        append_ms = np.clip(append_ms, 0, LATEST_MS)  # producers may set the broker's time, to anything
         limit = append_ms + self.pipeline.pipeline.max_future_ms
         for i in np.flatnonzero((times <= 0) | (times >= LATEST_MS)).tolist():
             refused[i] = ("time", f"time = {times[i]} ms: expected the years 1970 to 2100")

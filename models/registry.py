@@ -27,15 +27,15 @@ from models.bundle import BundleInfo, read_info
 from models.clock import now_ms, to_iso
 from models.errors import RegistryError
 
-__all__ = ["Champion", "Change", "Registry"]
+__all__ = ["Change", "Pointer", "Registry"]
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 VERSION = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 INCOMING = ".incoming-"  # prefix of a bundle that is still being copied
 
 
-class Champion(msgspec.Struct, frozen=True, kw_only=True):
-    """`champion.json`."""
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """`champion.json`: which version is the champion."""
 
     version: str
     since: str  # ISO-8601
@@ -115,14 +115,14 @@ class Registry:
         pointer = self.pointer(pipeline)
         return None if pointer is None else pointer.version
 
-    def pointer(self, pipeline: str) -> Champion | None:
+    def pointer(self, pipeline: str) -> Pointer | None:
         """The champion with since when and why, or None. Raises RegistryError for an unreadable file."""
         path = self._folder(pipeline) / "champion.json"
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=Champion)
+            found = msgspec.json.decode(path.read_bytes(), type=Pointer)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RegistryError(f"{path}: {error}: expected a champion's version") from error
         self._version_path(pipeline, found.version)
         return found
@@ -149,7 +149,7 @@ class Registry:
         path = self._folder(pipeline) / "history.jsonl"
         changes = []
         for line in path.read_bytes().splitlines() if path.exists() else []:
-            with contextlib.suppress(msgspec.MsgspecError):
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 changes.append(msgspec.json.decode(line, type=Change))
         return changes
 
@@ -186,7 +186,7 @@ class Registry:
         folder, at = self._folder(pipeline), to_iso(now_ms())
         change = Change(at=at, action=action, from_=current, to=to, why=why)
         _append_line(folder / "history.jsonl", msgspec.json.encode(change))
-        pointer = msgspec.json.encode(Champion(version=to, since=at, why=why))
+        pointer = msgspec.json.encode(Pointer(version=to, since=at, why=why))
         scratch = folder / ".champion.json.tmp"
         with open(scratch, "wb") as file:
             file.write(pointer)

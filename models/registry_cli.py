@@ -18,7 +18,6 @@ from rich.table import Table
 from models.bundle import load_bundle
 from models.errors import LeptonError
 from models.pipeline.load import load_pipeline
-from models.pipeline.spec import Pipeline
 from models.registry import Registry
 
 __all__ = ["app"]
@@ -118,7 +117,7 @@ def verify(pipeline: str, version: str | None = None, *, registry: Root = DEFAUL
     version
         A published version.
     """
-    spec, store = _pipeline(pipeline), Registry(registry)
+    spec, store = load_pipeline(pipeline), Registry(registry)
     versions = [version] if version else store.versions(spec.name)
     for each in versions:
         load_bundle(store.path(spec.name, each), spec)
@@ -139,13 +138,9 @@ def _row(store: Registry, pipeline: str, version: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pipeline(name_or_path: str) -> Pipeline:
-    return load_pipeline(name_or_path)
-
-
 def _name(name_or_path: str) -> str:
     """A pipeline's name: from its file where one is given, so that a file's location is as good as its name."""
-    return _pipeline(name_or_path).name if Path(name_or_path).suffix == ".toml" else name_or_path
+    return load_pipeline(name_or_path).name if Path(name_or_path).suffix == ".toml" else name_or_path
 
 
 def _print_json(value: Any) -> None:

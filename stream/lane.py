@@ -71,7 +71,7 @@ class Lane:
         """Process batches until `stop`."""
         try:
             if self._ready is not None:
-                await self._ready()
+                await self._ready_or_stopping(self._ready)
             while (batch := await self._take()) is not None:
                 await self._attempt(batch)
         except asyncio.CancelledError:
@@ -87,13 +87,28 @@ class Lane:
             self._waiting.clear()
             self._changed.notify_all()
 
+    async def _ready_or_stopping(self, ready: Callable[[], Awaitable[None]]) -> None:
+        """Whichever comes first; a worker that still has no model must not keep who stops it waiting."""
+        waits = asyncio.ensure_future(ready()), asyncio.ensure_future(self._until_stopping())
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if waits[0].done():
+                await waits[0]  # raises what it failed with
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _until_stopping(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stopping)
+
     async def _take(self) -> list[Chunk] | None:
         """All chunks that wait, up to a batch; at least one. None when stopping."""
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._waiting) or self._stopping)
             if self._stopping:
                 return None
-            batch, size = [self._waiting.popleft()], 0
+            batch = [self._waiting.popleft()]
             size = len(batch[0])
             while self._waiting and size + len(self._waiting[0]) <= self.batch_max:
                 batch.append(self._waiting.popleft())
@@ -103,22 +118,14 @@ class Lane:
             return batch
 
     async def _attempt(self, batch: list[Chunk]) -> None:
-        backoff_s = FIRST_BACKOFF_S
-        while not self._stopping:
-            try:
-                await self.processor.process(batch)
-                self._poisoned = 0
-                return
-            except StateError:
-                raise  # every record of this pipeline would fail: stop, and say why
-            except AWAY as error:
-                metrics.RETRIES.labels(self.name, type(error).__name__).inc()
-                log.warning("batch will be tried again", lane=self.name, error=str(error)[:200], backoff_s=backoff_s)
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
-            except Exception as error:
-                await self._isolate(batch, error)
-                return
+        try:
+            await self._until_back(lambda: self.processor.process(batch))
+        except StateError:
+            raise  # every record of this pipeline would fail: stop, and say why
+        except Exception as error:
+            await self._isolate(batch, error)
+        else:
+            self._poisoned = 0
 
     async def _isolate(self, batch: list[Chunk], error: Exception) -> None:
         """Find the record that breaks the batch; the others are processed."""
@@ -133,14 +140,17 @@ class Lane:
             if self._poisoned > POISON_LIMIT:
                 raise LeptonError(f"{self._poisoned} records in a row failed, the last with: {error!r}") from error
             log.error("record dead-lettered", lane=self.name, offset=batch[0].offset, error=repr(error)[:300])
-            await self._bury(batch[0], error)
+            await self._until_back(lambda: self.processor.bury(batch[0], error))
 
-    async def _bury(self, chunk: Chunk, error: Exception) -> None:
+    async def _until_back(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it, again and again while a server is away and the lane is not stopped; other errors are raised."""
         backoff_s = FIRST_BACKOFF_S
         while not self._stopping:
             try:
-                await self.processor.bury(chunk, error)
+                await work()
                 return
-            except AWAY:
+            except AWAY as error:
+                metrics.RETRIES.labels(self.name, type(error).__name__).inc()
+                log.warning("batch will be tried again", lane=self.name, error=str(error)[:200], backoff_s=backoff_s)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)

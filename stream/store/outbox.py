@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from models.errors import StateError
 from models.features.profiles import Increments
 from stream.store.keys import profile_shard
 from stream.store.values import ProfileFormat
@@ -29,7 +30,11 @@ class Outbox(msgspec.Struct, frozen=True, array_like=True):
 
     @staticmethod
     def unpack(data: bytes) -> Outbox:
-        return msgspec.msgpack.decode(data, type=Outbox)
+        """Raises StateError when the entry is none."""
+        try:
+            return msgspec.msgpack.decode(data, type=Outbox)
+        except msgspec.MsgspecError as error:
+            raise StateError(f"an outbox entry has {len(data)} bytes: {error}: expected one of this version") from error
 
     def by_shard(self) -> dict[int, list[tuple[str, str, bytes]]]:
         """The items of each shard of profiles."""

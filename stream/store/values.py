@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.errors import StateError
 from models.features.layout import RING_SLOTS, SLOT, STATE_VERSION, Layout
-from models.features.profiles import Increments
+from models.features.profiles import COUNTERS, Increments
 from models.pipeline.spec import Profile
 
 __all__ = ["ProfileFormat", "pack_states", "unpack_states"]
@@ -83,7 +83,7 @@ class ProfileFormat:
         packed = np.empty(len(increments), INCREMENT)
         slot = increments.ring * RING_SLOTS + increments.bucket % RING_SLOTS
         packed["offset"] = HEADER.size + slot * SLOT.itemsize
-        for column in ("bucket", "count", "labels", "frauds", "amount"):
+        for column in ("bucket", *COUNTERS):
             packed[column] = getattr(increments, column)
         owners, first = np.unique(increments.owner, return_index=True)  # increments are sorted by owner
         bounds = [*first.tolist(), len(packed)]

@@ -319,6 +319,18 @@ def test_the_future_is_measured_against_each_records_own_append_time(payments: C
     assert {bad.reason for bad in decoded.bad} == {"future"}
 
 
+@pytest.mark.parametrize(
+    ("append_ms", "reasons"),
+    [(2**63 - 1, []), (2**62, []), (-1, ["future"]), (-(2**62), ["future"]), (-(2**63), ["future"])],
+)
+def test_the_time_of_the_record_may_be_anything(payments: Codec, append_ms: int, reasons: list[str]) -> None:
+    """Kafka takes any number from a producer as the record's time; it stops no batch."""
+    append = np.array([append_ms])
+    label = b'{"transaction_id": "t", "is_fraud": 1, "label_time": "2024-01-01T00:00:00Z"}'
+    assert [bad.reason for bad in payments.decode([event()], append).bad] == reasons
+    assert [bad.reason for bad in payments.decode_labels([label], append).bad] == reasons
+
+
 def test_a_number_without_limits_fits_float32() -> None:
     """What float32 cannot hold is refused rather than remembered as infinity."""
     codec = with_unit("ms")

@@ -196,9 +196,10 @@ def test_what_is_not_there_is_refused_by_name(registry, publish, call, message):
 def test_an_unreadable_champion_is_an_error_not_a_guess(registry, publish):
     """A pointer that somebody mangled by hand stops with the file's name."""
     registry.promote("small", publish(1), "")
-    (registry.root / "small" / "champion.json").write_text("{}")
-    with pytest.raises(RegistryError, match=r"champion\.json"):
-        registry.champion("small")
+    for text in (b"{}", b"", b'{"version": "\xff", "since": "", "why": ""}'):
+        (registry.root / "small" / "champion.json").write_bytes(text)
+        with pytest.raises(RegistryError, match=r"champion\.json"):
+            registry.champion("small")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -100,6 +100,25 @@ except ZeroDivisionError:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_tracebacks_show_no_records(as_json: bool) -> None:
+    """Local variables are card numbers and payloads: they stay out of the log."""
+    code = f"""
+import structlog
+from stream.logs import configure_logs
+configure_logs("INFO", {as_json})
+def decode(record):
+    raise ValueError("broken")
+try:
+    decode("".join(["card", "-", "4711"]))
+except ValueError:
+    structlog.get_logger("a").exception("failed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "ValueError: broken" in done.stderr
+    assert "card-4711" not in done.stderr
+
+
 def test_a_server_that_does_not_answer_is_one_line() -> None:
     """A command names the server it could not reach, without a traceback."""
     ran = _run("state", "show", "card-1", LEPTON_REDIS_PORT="1")

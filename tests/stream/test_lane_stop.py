@@ -101,6 +101,19 @@ def test_nothing_is_processed_before_it_is_ready() -> None:
     run(test())
 
 
+def test_stopping_ends_the_waiting_for_a_model() -> None:
+    """A worker that never got a model stops at once."""
+
+    async def test() -> None:
+        recorder = Recorder()
+        async with Running(recorder, ready=asyncio.Event().wait) as lane:
+            await lane.lane.put(chunk(0, 2))
+            await asyncio.sleep(0.01)
+        assert (recorder.attempts, lane.fatal) == ([], [])
+
+    run(test())
+
+
 def test_being_cancelled_is_no_failure() -> None:
     """Cancelling passes through without a fatal error."""
 

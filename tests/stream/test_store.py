@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.columns import columns_to_batch
+from models.errors import StateError
 from models.features.layout import RING_SLOTS, Layout
 from models.features.memory import MemoryStore
 from models.features.profiles import Increments, accumulate, collect
@@ -119,6 +120,13 @@ def test_a_writer_that_was_overtaken_writes_nothing(
     late = Outbox(2, [("merchant", "m", b"x" * 28)])
     assert not store.store([Write(TAG, expected, Position(20, 20, 2), late, ["a", "new"], states)])[0]
     assert {key: client.get(key) for key in client.scan_iter(match=f"{pipeline_name}:*")} == before
+
+
+def test_an_outbox_entry_that_is_none_is_named(store: RedisStore, client: Any, pipeline_name: str) -> None:
+    """What somebody else wrote there stops whoever takes the source over, with the reason."""
+    client.set(outbox_key(pipeline_name, TAG), b"\xc1 no entry")
+    with pytest.raises(StateError, match="outbox entry has 10 bytes"):
+        store.recover(TAG)
 
 
 def test_a_first_writer_must_be_first(store: RedisStore) -> None:
