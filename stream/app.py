@@ -7,6 +7,7 @@ processors. Agents only hand chunks to a lane.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from models.pipeline import Pipeline, load_pipeline
 from stream.champion import Champion
 from stream.delivery import Delivery
 from stream.health import HealthServer, Progress
-from stream.kafka import ensure_topics, faust_credentials
+from stream.kafka import broker_addresses, ensure_topics, faust_credentials
 from stream.labelling import LabelProcessor
 from stream.lane import Lane
 from stream.publisher import Publisher
@@ -44,8 +45,8 @@ BUFFERED_CHUNKS = 8  # in Faust's queue, on top of two batches in a lane
 COMMIT_INTERVAL_S = 1.0
 POLL_RECORDS = 4096
 RETRY_TAKE_OVER_S = 0.5
-STUCK_S = 10.0
-END_LOOK_S, END_LOOKS = 3.0, 3
+STUCK_S = 10.0  # a partition that has not moved for so long holds no labels back
+END_LOOK_S, END_LOOKS = 3.0, 3  # so often in a row: for a moment a topic may seem to end early (Delivery.ended_early)
 
 
 def run_worker(settings: Settings) -> None:
@@ -60,11 +61,26 @@ def run_worker(settings: Settings) -> None:
     worker.execute_from_commandline()
 
 
+class App(faust.App):
+    """Faust's app, without the folders for tables that it would make where it is started (there are no tables), and
+    with health endpoints that answer while it waits for the broker, Redis or its partitions."""
+
+    health: HealthServer | None = None
+
+    def _create_directories(self) -> None:  # private hook
+        pass
+
+    async def on_start(self) -> None:
+        if self.health is not None:
+            await self.health.start()
+        await super().on_start()
+
+
 def build_app(settings: Settings, pipeline: Pipeline) -> tuple[faust.App, Scoring]:
     """The app with its agents, and the service that does the work. Nothing is connected yet."""
-    app = faust.App(
+    app = App(
         settings.group(pipeline.name),
-        broker=[f"kafka://{broker.strip()}" for broker in settings.kafka_brokers.split(",")],
+        broker=[f"kafka://{address}" for address in broker_addresses(settings)],
         broker_credentials=faust_credentials(settings),
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 4,
@@ -80,6 +96,7 @@ def build_app(settings: Settings, pipeline: Pipeline) -> tuple[faust.App, Scorin
         web_enabled=False,
     )
     scoring = Scoring(app, settings, pipeline)
+    app.health = scoring.health
     app.service(scoring)  # type: ignore[arg-type]  # an instance will do
     for topic_name, lane in scoring.lanes.items():
         topic = app.topic(topic_name, schema=ChunkSchema(), value_type=bytes)
@@ -120,7 +137,7 @@ class Scoring(Service):
         self.labels = Delivery(self.store, label_tag, self._aside, self._seek, self._highwater)
         events = EventProcessor(codec, self.store, self.events, self.publisher, self.champion, self._blocking)
         labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._aside, self._events_clock)
-        self._hold_no_labels = labels.stop
+        self._label_processor = labels
         size = settings.batch_max_events
         self.lanes = {
             pipeline.topic("events"): Lane("events", events, size, self._fatal, self.champion.ready),
@@ -138,7 +155,6 @@ class Scoring(Service):
 
     async def on_start(self) -> None:
         await self.publisher.start()
-        await self.health.start()
         self._running = [asyncio.create_task(lane.run()) for lane in self.lanes.values()]
         self._beside = [asyncio.create_task(self._guard(task())) for task in (self.champion.run, self._watch_ends)]
 
@@ -146,9 +162,9 @@ class Scoring(Service):
         """Finish the batch in hand, store it, and take no more. Awaited before the last commit."""
         for lane in self.lanes.values():
             await lane.stop()
-        self._hold_no_labels()
+        self._label_processor.stop()
         if self._running:
-            # a lane that waits for its first model never ends by itself
+            # the batch in hand may wait for a server that is away
             done, waiting = await asyncio.wait(self._running, timeout=self.settings.redis_timeout_s * 4)
             for task in waiting:
                 task.cancel()
@@ -172,6 +188,10 @@ class Scoring(Service):
         while True:
             try:
                 offset = await delivery.take_over(tp)
+            except StateError as error:  # no later look will find it readable: stop, and say why
+                await self._fatal(error)
+                signal.raise_signal(signal.SIGTERM)  # Faust does not end after a crash while it is starting
+                raise
             except Exception as error:
                 if self.should_stop:
                     raise

@@ -32,7 +32,11 @@ from stream.settings import Settings, load_settings
 
 __all__ = ["app", "main"]
 
-app = App(name="python -m stream", help="Score a stream of events: the worker, its tools, and local services.")
+app = App(
+    name="python -m stream",
+    help="Score a stream of events: the worker, its tools, and local services.",
+    default_parameter=Parameter(negative_iterable=()),
+)
 state = App(name="state", help="Look at what is remembered.")
 app.command(state)
 

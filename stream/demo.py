@@ -185,7 +185,7 @@ def _summarise(
     if len(ids) != done.events or repeated:
         raise LeptonError(f"{done.events} events, {len(ids)} with a score, {repeated} with several: expected one each")
     swapped_at = tracker.first_by_model[better["version"]]
-    before, during = tracker.around(swapped_at - 1, 0, 1), tracker.around(swapped_at, 0, 1)
+    before_ms, during_ms = tracker.p99_in_second(swapped_at - 1), tracker.p99_in_second(swapped_at)
     p50, p99 = np.percentile([ms for _, ms in tracker.latencies], [50, 99])
     right = sum(a.fraud for a in tracker.alerts)
     caught = right / max(sum(fraud), 1)
@@ -194,8 +194,8 @@ def _summarise(
         ("latency, append to score read", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms"),
         ("alerts", f"{len(tracker.alerts)}, of which {right} right; {caught:.0%} of the fraud caught"),
         ("model on held-back days", f"average precision {_ap(first)} → {_ap(better)}"),
-        ("hot swap", f"{max(swapped_at - promoted_at, 0):.1f} s after promotion; p99 {before.p99_ms:.0f} ms in the "
-                     f"second before, {during.p99_ms:.0f} ms in its own"),
+        ("hot swap", f"{max(swapped_at - promoted_at, 0):.1f} s after promotion; p99 {before_ms:.0f} ms in the "
+                     f"second before, {during_ms:.0f} ms in its own"),
     ]  # fmt: skip
     stage.console.print(summary_table(rows))
 

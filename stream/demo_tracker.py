@@ -89,15 +89,15 @@ class Tracker:
             await consumer.stop()
 
     def recent(self) -> Recent:
+        """The figures of now."""
         now = time.time()
         while self._window and self._window[0][0] < now - RECENT_S:
             self._window.popleft()
-        return Recent(len(self._window) / RECENT_S, *percentiles([ms for _, ms in self._window]))
+        return Recent(len(self._window) / RECENT_S, *_percentiles([ms for _, ms in self._window]))
 
-    def around(self, moment: float, before_s: float, after_s: float) -> Recent:
-        """The same for a stretch of time around a moment (epoch seconds)."""
-        inside = [ms for at, ms in self.latencies if moment - before_s <= at < moment + after_s]
-        return Recent(len(inside) / (before_s + after_s), *percentiles(inside))
+    def p99_in_second(self, start: float) -> float:
+        """p99 latency in ms of the scores read in the second that begins here (epoch seconds)."""
+        return _percentiles([ms for at, ms in self.latencies if start <= at < start + 1])[1]
 
     def truth(self) -> tuple[list[str], list[bool]]:
         """Ids of all events scored so far, and whether they were fraud."""
@@ -141,8 +141,8 @@ class Tracker:
         ))  # fmt: skip
 
 
-def percentiles(latencies_ms: list[float]) -> tuple[float, float]:
-    """p50 and p99."""
+def _percentiles(latencies_ms: list[float]) -> tuple[float, float]:
+    """p50 and p99; NaN of nothing."""
     if not latencies_ms:
         return float("nan"), float("nan")
     p50, p99 = np.percentile(latencies_ms, [50, 99])

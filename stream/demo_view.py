@@ -24,6 +24,7 @@ class View:
     def __init__(self, console: Console, tracker: Tracker, seconds: float) -> None:
         self.console, self.tracker, self.seconds = console, tracker, seconds
         self.notice = ""
+        self.lag: int | None = None  # records that wait; None while nobody knows
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self._began = self._drawn = time.monotonic()
 
@@ -53,8 +54,6 @@ class View:
         else:
             self.console.print(self._line(), highlight=False, soft_wrap=True)
 
-    lag: int | None = None
-
     def _line(self) -> str:
         t, recent = self.tracker, self.tracker.recent()
         right = sum(a.fraud for a in t.alerts)
@@ -78,7 +77,9 @@ class View:
 
 
 def _alerts(alerts: list[SeenAlert]) -> Table:
-    table = Table("event time", "card", "amount", "score", "because of", "truth", expand=True, show_edge=False)
+    table = Table(expand=True, show_edge=False)
+    for name in ("event time", "card", "amount", "score", "because of", "truth"):  # a line each: a tall table is cut
+        table.add_column(name, no_wrap=True, ratio=1 if name == "because of" else None, overflow="ellipsis")
     for alert in alerts:
         truth = f"[green]✓ {alert.pattern}[/]" if alert.fraud else "[red]✗ honest[/]"
         reasons = ", ".join(alert.reasons)

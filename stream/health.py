@@ -1,6 +1,6 @@
 """Health and metrics over HTTP: `/health/live`, `/health/ready`, `/metrics`.
 
-Not live means that a restart would help: a partition has records to process and has made none of them for
+Not live means that a restart would help: a partition has records to process and has processed none of them for
 `stall_s`. Not ready means that work cannot start yet: no model, or no partitions. Both answer with what they
 know of each partition.
 """

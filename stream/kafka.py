@@ -21,6 +21,7 @@ from stream.settings import Settings
 
 __all__ = [
     "TOPICS",
+    "broker_addresses",
     "client_options",
     "ensure_topics",
     "faust_credentials",
@@ -32,10 +33,15 @@ __all__ = [
 TOPICS = ("events", "labels", "alerts", "scores", "dead-letter", "models", "ingest")
 
 
+def broker_addresses(settings: Settings) -> list[str]:
+    """The brokers as host:port."""
+    return [broker.strip() for broker in settings.kafka_brokers.split(",")]
+
+
 def client_options(settings: Settings) -> dict[str, Any]:
     """Connection options of AIOKafkaConsumer and AIOKafkaProducer."""
     options: dict[str, Any] = {
-        "bootstrap_servers": _brokers(settings),
+        "bootstrap_servers": broker_addresses(settings),
         "security_protocol": settings.kafka_security_protocol,
         "ssl_context": _ssl_context(settings),
     }
@@ -45,7 +51,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
 def kafka_python_options(settings: Settings) -> dict[str, Any]:
     """Connection options of kafka-python's consumer, producer and admin client."""
     options: dict[str, Any] = {
-        "bootstrap_servers": _brokers(settings),
+        "bootstrap_servers": broker_addresses(settings),
         "security_protocol": settings.kafka_security_protocol,
     }
     context = _ssl_context(settings)
@@ -112,10 +118,6 @@ def no_broker(settings: Settings, error: Exception) -> SettingsError:
 def partition_for(key: bytes, partitions: int) -> int:
     """The partition that Kafka's default partitioner (murmur2) gives a record with this key."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
-
-
-def _brokers(settings: Settings) -> list[str]:
-    return [broker.strip() for broker in settings.kafka_brokers.split(",")]
 
 
 def _sasl(settings: Settings) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from faust.types import TP
 
 from models.codec import BadRecord, Codec, DecodedLabels
 from models.features.profiles import Increments, collect
-from models.messages import dead_letter_headers
 from stream import metrics
 from stream.delivery import Blocking, Delivery
 from stream.publisher import Publisher
@@ -50,6 +49,7 @@ class LabelProcessor:
         self.codec, self.store, self.delivery = codec, store, delivery
         self.publisher, self.blocking = publisher, blocking
         self._name = codec.pipeline.name
+        self._dead_letters = codec.pipeline.topic("dead-letter")
         self._events_clock = events_clock
         self._stopping = False
         self._ahead_ms = min((p.delay_ms for p in codec.pipeline.profiles.values()), default=0)
@@ -92,7 +92,8 @@ class LabelProcessor:
         source = self.delivery.sources.get(tp)
         if source is None:
             return
-        await self._send_bad(tp, records, decoded)
+        pending = await self.publisher.send_dead_letters(self._dead_letters, tp, records, decoded.bad)
+        await self.publisher.acknowledged(pending)
         position, outbox = await self.blocking(self._entry, source.held, records, decoded)
         if not await self.blocking(self._write, source.tag, source.held, position, outbox):
             metrics.FENCED.labels(self._name).inc()
@@ -121,12 +122,3 @@ class LabelProcessor:
         if stored:
             self.store.apply([(tag, outbox)])
         return stored
-
-    async def _send_bad(self, tp: TP, records: list[Any], decoded: DecodedLabels) -> None:
-        pending = []
-        for refused in decoded.bad:
-            record = records[refused.index]
-            headers = dead_letter_headers(refused.reason, refused.detail, tp.topic, tp.partition, record.offset)
-            topic = self.codec.pipeline.topic("dead-letter")
-            pending.append(await self.publisher.send(topic, record.key, record.value, headers))
-        await self.publisher.acknowledged(pending)

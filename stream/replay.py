@@ -29,6 +29,7 @@ from models.columns import identifier
 from models.errors import LeptonError
 from models.pipeline.spec import Pipeline
 from stream.kafka import client_options, partition_for
+from stream.publisher import filled_batches
 from stream.redis import connect
 from stream.replay_file import Row, Rows
 from stream.settings import Settings
@@ -262,18 +263,9 @@ class _Publisher:
         await self._collect(wait=True)
 
     async def _send_partition(self, kind: Kind, partition: int, records: Iterator[tuple[int, bytes, bytes]]) -> None:
-        batch = self.producer.create_batch()
-        for _, key, value in records:
-            if batch.append(key=key, value=value, timestamp=None) is None:
-                await self._send_batch(kind, partition, batch)
-                batch = self.producer.create_batch()
-                batch.append(key=key, value=value, timestamp=None)
-        await self._send_batch(kind, partition, batch)
-
-    async def _send_batch(self, kind: Kind, partition: int, batch: Any) -> None:
-        batch.close()
-        future = await self.producer.send_batch(batch, self.pipeline.topic(kind), partition=partition)
-        self._sent.append((kind, partition, batch.record_count(), future))
+        for batch in filled_batches(self.producer, ((key, value) for _, key, value in records)):
+            future = await self.producer.send_batch(batch, self.pipeline.topic(kind), partition=partition)
+            self._sent.append((kind, partition, batch.record_count(), future))
 
     async def _collect(self, wait: bool) -> None:
         """Take account of what was acknowledged, oldest first."""

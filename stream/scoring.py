@@ -22,7 +22,7 @@ from models.features.profiles import Increments
 from models.features.step import Loaded, increments_of, step
 from models.messages import Alert, Explanation, Score, encode, rounded
 from models.policy import alert_id, decide
-from models.scorer import Scorer
+from models.scorer import Scorer, Scores
 from stream.store.keys import Position
 from stream.store.redis_store import Stored
 
@@ -71,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """What a part publishes. scores: (key, value); alerts: (key, value); applied: events scored."""
+    """What a part publishes: (key, value) of each score, and of each alert."""
 
     scores: list[tuple[bytes, bytes]]
     alerts: list[tuple[bytes, bytes]]
@@ -141,10 +141,10 @@ def _in_batch(part: Part, name: str, places: dict[str, int]) -> NDArray[np.int64
     return moved[part.ring_owner[name]]
 
 
-def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: Any, detector: str) -> Messages:
+def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: Scores, detector: str) -> Messages:
     """Scores of all applied events and alerts of those that reach the threshold.
 
-    encoded: the A windows of this part. scores: the scorer's answer for them.
+    encoded: the A windows of this part. scores: the scorer's answer for them. detector: its architecture.
     """
     assert part.outcome is not None
     batch, applied = part.decoded.batch, part.outcome.applied_A.tolist()

@@ -1,6 +1,6 @@
 """Settings of every `python -m stream` command: environment, optional TOML file, checked once at start.
 
-The only file that reads the environment. Order, strongest first: a command's own options, `LEPTON_…`
+The only file of `stream` that reads the environment. Order, strongest first: a command's own options, `LEPTON_…`
 variables, the file named by `--settings` or LEPTON_SETTINGS, the defaults below. A value that has been read
 cannot be changed.
 """

@@ -22,20 +22,19 @@ event loop only waits for; nothing here keeps state between batches but the posi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from faust.types import TP
 
 from models.codec import BadRecord, Codec
 from models.features.encoded import Encoded
-from models.messages import dead_letter_headers
 from models.scorer import Scorer, Scores
 from stream import metrics
 from stream.champion import Champion
 from stream.delivery import Blocking, Delivery, Moved
 from stream.publisher import Publisher
 from stream.scoring import Messages, Part, advance, decode_part, profile_keys_of, render
+from stream.store.keys import Position
 from stream.store.outbox import Outbox, make_outbox
 from stream.store.redis_store import RedisStore, Stored, Write
 from stream.transport import Chunk
@@ -59,6 +58,9 @@ class EventProcessor:
         self.publisher, self.champion, self.blocking = publisher, champion, blocking
         self.pipeline = codec.pipeline
         self._name = codec.pipeline.name
+        # of each partition the last that was published: the position it stood at, the next offset, the model
+        self._acknowledged: dict[TP, tuple[Position | None, int, str]] = {}
+        self._dead_letters = codec.pipeline.topic("dead-letter")
 
     async def process(self, chunks: list[Chunk]) -> None:
         """One batch. Raises what made it impossible; then nothing of it is stored."""
@@ -71,7 +73,8 @@ class EventProcessor:
         for tp, records in (await self.delivery.admit([chunk])).items():
             source = self.delivery.sources[tp]
             bad = [BadRecord(0, "internal", repr(error))]
-            await self.publisher.acknowledged(await self._send_bad(tp, records, bad))
+            pending = await self.publisher.send_dead_letters(self._dead_letters, tp, records, bad)
+            await self.publisher.acknowledged(pending)
             nothing = decode_part(self.codec, source.tag, [], records[-1].offset + 1, source.held)
             await self._store({tp: nothing})
             metrics.DEAD_LETTERS.labels(self._name, tp.topic, "internal").inc()
@@ -87,7 +90,7 @@ class EventProcessor:
             if rest:
                 await self._process(rest)
             return
-        await self._produce(parts, messages)
+        await self._produce(parts, messages, scorer.version)
         acknowledged_ms = time.time() * 1000
         await self._store(parts)
         self._report(parts, messages, scorer, acknowledged_ms)
@@ -128,27 +131,24 @@ class EventProcessor:
         own = Scores(scores.score_B[mine], scores.probability_B[mine])
         return render(self.codec, part, scorer, encoded.take(mine), own, scorer.bundle.info.architecture)
 
-    async def _produce(self, parts: dict[TP, Part], messages: dict[TP, Messages]) -> None:
+    async def _produce(self, parts: dict[TP, Part], messages: dict[TP, Messages], version: str) -> None:
+        """Step 7. What was acknowledged before the store failed is not sent again: a Redis that refuses writes for
+        hours must not flood downstream with repeats."""
         with self._stage("produce"):
             pending: list[Any] = []
+            sent = {tp: (part.held, part.next_offset, version) for tp, part in parts.items()}
             for tp, part in parts.items():
-                pending += await self._send_bad(tp, part.records, part.decoded.bad)
+                if self._acknowledged.get(tp) == sent[tp]:
+                    continue
+                bad = part.decoded.bad
+                pending += await self.publisher.send_dead_letters(self._dead_letters, tp, part.records, bad)
                 if messages[tp].scores:
                     topic = self.pipeline.topic("scores")
                     pending += await self.publisher.send_batch(topic, tp.partition, messages[tp].scores)
                 for key, value in messages[tp].alerts:
                     pending.append(await self.publisher.send(self.pipeline.topic("alerts"), key, value))
             await self.publisher.acknowledged(pending)
-
-    async def _send_bad(self, tp: TP, records: list[Any], bad: Sequence[BadRecord]) -> list[Any]:
-        pending = []
-        for refused in bad:
-            record = records[refused.index]
-            headers = dead_letter_headers(refused.reason, refused.detail, tp.topic, tp.partition, record.offset)
-            pending.append(
-                await self.publisher.send(self.pipeline.topic("dead-letter"), record.key, record.value, headers)
-            )
-        return pending
+            self._acknowledged.update(sent)
 
     async def _store(self, parts: dict[TP, Part]) -> None:
         """Step 8; a partition whose write is fenced off is set back."""
