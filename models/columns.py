@@ -37,7 +37,7 @@ def columns_to_batch(layout: Layout, columns: Mapping[str, Sequence[Any] | NDArr
     texts = {name: _texts(columns.get(name), count) for name in layout.hashes}
     hashes_MK = np.empty((count, len(layout.hashes)), dtype=np.uint32)
     for k, name in enumerate(layout.hashes):
-        hashes_MK[:, k] = hash_values(texts[name], count)
+        hashes_MK[:, k] = hash_values(texts[name])
     return EventBatch(
         event_id=ids,
         entity=[str(v) for v in _plain(columns[stream.entity])],

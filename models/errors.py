@@ -60,7 +60,7 @@ class SettingsError(LeptonError):
 class EventError(LeptonError):
     """One event cannot be used.
 
-    `reason` is one of `models.codec.REASONS`; `detail` says which field, value and expectation.
+    `reason` is one of `models.records.REASONS`; `detail` says which field, value and expectation.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

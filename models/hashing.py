@@ -5,7 +5,7 @@ xxh3 (https://xxhash.com) is not cryptographic; it names things, it does not hid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
@@ -26,12 +26,12 @@ def hash32(text: str) -> int:
     return (_xxh64(text.encode()) & 0xFFFFFFFF) or 1
 
 
-def hash_ids(texts: list[str]) -> NDArray[np.uint64]:
+def hash_ids(texts: Sequence[str]) -> NDArray[np.uint64]:
     """`hash64` of each text: uint64 (M,)."""
     return np.fromiter(map(hash64, texts), dtype=np.uint64, count=len(texts))
 
 
-def hash_values(texts: Iterable[str | None], count: int) -> NDArray[np.uint32]:
+def hash_values(texts: Sequence[str | None]) -> NDArray[np.uint32]:
     """`hash32` of each text, 0 for None: uint32 (M,)."""
     values = (0 if text is None else hash32(text) for text in texts)
-    return np.fromiter(values, dtype=np.uint32, count=count)
+    return np.fromiter(values, dtype=np.uint32, count=len(texts))

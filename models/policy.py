@@ -26,7 +26,10 @@ def threshold_for_budget(scores: NDArray[np.float32], days: float, alerts_per_da
     if len(scores) == 0 or not np.isfinite(scores).all():
         raise ValueError(f"threshold_for_budget: {len(scores)} scores: expected at least one, all finite")
     if not (days > 0 and alerts_per_day >= 0):
-        raise ValueError(f"threshold_for_budget: days = {days}, alerts_per_day = {alerts_per_day}: expected above zero")
+        raise ValueError(
+            f"threshold_for_budget: days = {days}, alerts_per_day = {alerts_per_day}: "
+            "expected days above zero and a budget that is not negative"
+        )
     budget = int(min(days * alerts_per_day, len(scores)))
     ordered = np.sort(scores.astype(np.float32))[::-1]
     # The score that no longer fits; everything strictly above it does.

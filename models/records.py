@@ -51,6 +51,7 @@ class BadRecord:
 
 
 def time_type(unit: str) -> Any:
+    """What a time of this unit (`TimeField.unit`) is in JSON."""
     if unit == "iso8601":
         return datetime.datetime
     limit = 10**11 if unit == "s" else 10**14  # far outside 1970 to 2100, and safe to multiply
@@ -59,6 +60,7 @@ def time_type(unit: str) -> Any:
 
 
 def optional(kind: Any, required: bool) -> Any:
+    """The type of a member that may be missing or null unless it is required."""
     return kind if required else kind | None
 
 
@@ -66,8 +68,8 @@ def make_decoder(name: str, members: list[tuple[str, str, Any]]) -> msgspec.json
     """A decoder for objects with these members; an optional member defaults to None."""
     fields: list[Any] = []
     for attribute, _, kind in members:
-        optional = type(None) in getattr(kind, "__args__", ())
-        fields.append((attribute, kind, None) if optional else (attribute, kind))
+        may_be_missing = type(None) in getattr(kind, "__args__", ())
+        fields.append((attribute, kind, None) if may_be_missing else (attribute, kind))
     keys = {attribute: key for attribute, key, _ in members}
     struct = msgspec.defstruct(name, fields, rename=keys, kw_only=True, gc=False)
     return msgspec.json.Decoder(struct)
@@ -76,7 +78,10 @@ def make_decoder(name: str, members: list[tuple[str, str, Any]]) -> msgspec.json
 def decode_each(
     decoder: msgspec.json.Decoder[Any], values: Sequence[bytes | None]
 ) -> tuple[list[Any], NDArray[np.int64], list[BadRecord]]:
-    """All at once while nothing is wrong; one by one, to find what is, when something is."""
+    """The objects of M record values, the position of each in the input: int64 (M,), and what was refused.
+
+    All at once while nothing is wrong; one by one, to find what is, when something is.
+    """
     decode = decoder.decode
     if all(value is not None and len(value) <= MAX_BYTES for value in values):
         try:
@@ -95,6 +100,7 @@ def decode_each(
 
 
 def decode_one(decode: Any, value: bytes | None) -> Any:
+    """What `decode` makes of one record's value. Raises EventError."""
     if not value:
         raise EventError("empty", "value = nothing: expected a JSON object")
     if len(value) > MAX_BYTES:

@@ -11,6 +11,7 @@ import zlib
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from models.features.encoded import InputSpec
 from models.pipeline.spec import (
@@ -41,7 +42,7 @@ class Layout:
     """Derived from a pipeline once; columns keep the order of the pipeline file.
 
     values: numbers, booleans, then the two degrees of each position. hashes: categories, then entities
-    other than the key. numbers: positions in `values` of the number fields, which are aggregated.
+    other than the key. number_names: the fields that are aggregated, the first of `values`.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -60,7 +61,7 @@ class Layout:
         self.layout_id = self._layout_id()
         self.inputs = InputSpec(self._x_names(), self._codes(), self._context_names(), self.length)
 
-    def empty_states(self, count: int) -> np.ndarray:
+    def empty_states(self, count: int) -> NDArray[np.void]:
         """States of entities never heard of: structured (N,)."""
         states = np.zeros(count, self.state_dtype)
         states["version"], states["layout"] = STATE_VERSION, self.layout_id
@@ -71,7 +72,7 @@ class Layout:
         facts = [RING_SLOTS, BUCKETS_PER_HALF_LIFE, profile.half_lives_ms, profile.key, profile.amount]
         return zlib.crc32(msgspec.json.encode(facts))
 
-    def empty_profiles(self, profile: Profile, count: int) -> np.ndarray:
+    def empty_profiles(self, profile: Profile, count: int) -> NDArray[np.void]:
         """Profiles never heard of: structured (P, half-lives, RING_SLOTS), all 0: no slot holds anything."""
         return np.zeros((count, len(profile.half_lives), RING_SLOTS), SLOT)
 

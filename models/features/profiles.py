@@ -21,11 +21,14 @@ from models.features.layout import BUCKETS_PER_HALF_LIFE, RING_SLOTS, VISIBLE_SL
 from models.features.windows import transform
 from models.pipeline.spec import Profile
 
-__all__ = ["AMOUNT_SCALE", "Increments", "accumulate", "collect", "profile_features", "safe_span_ms"]
+__all__ = [
+    "AMOUNT_SCALE", "COUNTERS", "Increments", "accumulate", "bucket_ms", "collect", "profile_features", "safe_span_ms",
+]  # fmt: skip
 
 AMOUNT_SCALE = 1000  # amounts are summed in thousandths, as integers
 AMOUNT_LIMIT = 1e12  # one event adds at most this: Redis adds in doubles, exact below 2^53 thousandths
 RATE_PRIOR = 2.0  # labels with no fraud that every profile starts with, so one label is no certainty
+COUNTERS = ("count", "labels", "frauds", "amount")  # of a slot, beside its bucket
 # by age in buckets; the last is of what is not visible
 WEIGHTS = np.append(2.0 ** (-np.arange(VISIBLE_SLOTS) / BUCKETS_PER_HALF_LIFE), 0.0)
 
@@ -106,10 +109,10 @@ def accumulate(rings_PRS: NDArray[np.void], add: Increments) -> None:
     held = rings_PRS["bucket"][at]
     np.maximum.at(rings_PRS["bucket"], at, add.bucket.astype(np.int32))
     fresh = rings_PRS["bucket"][at] != held
-    for name in ("count", "labels", "frauds", "amount"):
+    for name in COUNTERS:
         rings_PRS[name][tuple(i[fresh] for i in at)] = 0
     kept = rings_PRS["bucket"][at] == add.bucket
-    for name in ("count", "labels", "frauds", "amount"):
+    for name in COUNTERS:
         column = rings_PRS[name]
         np.add.at(column, tuple(i[kept] for i in at), getattr(add, name)[kept].astype(column.dtype))
 

@@ -45,7 +45,7 @@ class Step:
 
     encoded: windows of the A applied events. applied_A: their positions in the batch, in arrival order; the
     rest are duplicates. late_A: True where an event is older than its entity's clock. states_N: next states.
-    increments: what the batch adds to each shared profile.
+    increments: what the batch adds to each shared profile, in parts to be added in this order.
     """
 
     encoded: Encoded

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.clock import DAY_MS
 from models.events import EventBatch
 from models.features.layout import Layout
 
@@ -23,8 +24,7 @@ __all__ = ["Sections", "encode_rows", "lay_out"]
 
 EARTH_KM = 6371.0088  # mean radius (IUGG)
 SLOWEST_GAP_H = 1 / 60  # speeds are over at least a minute: two clocks rarely agree to the second
-MS_PER_DAY = 86_400_000
-MONDAY_MS = 4 * MS_PER_DAY  # 1970-01-05, the first Monday of the epoch
+MONDAY_MS = 4 * DAY_MS  # 1970-01-05, the first Monday of the epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def encode_rows(layout: Layout, s: Sections) -> tuple[NDArray[np.float32], NDArr
         repeated_E = s.previous_E & (hashes_E != 0)
         repeated_E[1:] &= hashes_E[1:] == hashes_E[:-1]
         columns.append(repeated_E)
-    columns += [np.log1p(gap_E), *_phase(s.time_E, MS_PER_DAY, 0), *_phase(s.time_E, 7 * MS_PER_DAY, MONDAY_MS)]
+    columns += [np.log1p(gap_E), *_phase(s.time_E, DAY_MS, 0), *_phase(s.time_E, 7 * DAY_MS, MONDAY_MS)]
     x_EF = np.column_stack([c.astype(np.float32) for c in columns])
     return x_EF, _codes(layout, s.hashes_EK)
 

@@ -8,6 +8,7 @@ its entity. Nothing is guessed that would make the draft fail to load.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -94,7 +95,8 @@ def field_name(text: str, taken: set[str]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))  # é: e
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", plain)
     return re.findall(r"[a-z0-9]+", spaced.lower())
 
 
@@ -338,7 +340,7 @@ def _number(column: Column) -> tuple[dict[str, object], str]:
 
 
 def _horizons(entity: Column, times: list[int | None]) -> list[str]:
-    """Up to five horizons, from the first that is longer than a typical pause between an entity's events."""
+    """Up to five horizons around a typical pause between an entity's events: two no longer than it, to catch bursts."""
     last: dict[object, int] = {}
     gaps = []
     pairs = [(t, e) for t, e in zip(times, entity.values, strict=True) if t is not None and e is not None]
@@ -349,6 +351,5 @@ def _horizons(entity: Column, times: list[int | None]) -> list[str]:
     if not gaps:
         return ["1h", "1d", "7d", "30d"]
     pause = median(gaps)
-    # One horizon shorter than the pause catches bursts.
     first = next((i for i, ms in enumerate(HORIZONS.values()) if ms > pause), len(HORIZONS) - 1)
     return list(HORIZONS)[max(0, first - 2) : first + 3]

@@ -20,12 +20,12 @@ from models.pipeline.spec import (
     Pipeline,
     TimeField,
 )
+from models.records import MAX_TEXT
 
 __all__ = ["asyncapi", "event_schema", "schemas"]
 
 Json = dict[str, Any]
 
-MAX_TEXT = 256  # the codec's limit for identifiers and categories
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 UNIT: Json = {"type": "number", "minimum": 0, "maximum": 1}
 INSTANT: Json = {"type": "string", "format": "date-time"}
@@ -39,6 +39,7 @@ DEAD_LETTER_HEADERS = {
     "lepton-partition": "its partition there",
     "lepton-offset": "its offset there",
 }
+CUT_HEADER = {"lepton-cut": "bytes it had, where the value was cut to fit with its headers into one record"}
 
 
 def schemas(pipeline: Pipeline) -> dict[str, Json]:
@@ -164,8 +165,9 @@ def _common(pipeline: Pipeline) -> dict[str, Json]:
 
 
 def _dead_letter_headers() -> Json:
-    properties = {name: TEXT | {"description": text} for name, text in DEAD_LETTER_HEADERS.items()}
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    described = DEAD_LETTER_HEADERS | CUT_HEADER
+    properties = {name: TEXT | {"description": text} for name, text in described.items()}
+    return {"type": "object", "properties": properties, "required": list(DEAD_LETTER_HEADERS)}
 
 
 def _value(field: Field) -> Json:

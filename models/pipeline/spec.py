@@ -1,6 +1,6 @@
 """The pipeline file as types: what a user may write, with what each choice trades off.
 
-Reading and cross-checking live in `load.py`; nothing here touches a file. All durations are kept as the
+Reading is in `load.py`, cross-checking in `checks.py`; nothing here touches a file. All durations are kept as the
 user wrote them; `*_ms` properties give milliseconds.
 """
 
