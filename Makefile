@@ -45,6 +45,7 @@ clean:
 # The stamp is newer than what it was made from once an installation has succeeded.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lepton needs Python 3.11 or newer; set PYTHON")'
+	@echo "Installing into $(VENV); PyTorch is large, so the first time takes some minutes"
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
 	@touch $@
