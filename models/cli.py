@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except LeptonError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         print(f"error: {error}: expected files and folders that can be read and written", file=sys.stderr)

@@ -45,6 +45,7 @@ class Champion:
         self._look = asyncio.Event()
         self._first = asyncio.Event()
         self._refused: str | None = None
+        self._asked = False  # for a first model
         self.scorer: Scorer | None = None
 
     async def ready(self) -> None:
@@ -67,6 +68,10 @@ class Champion:
         name = self._pipeline.name
         try:
             version = await self._blocking(self._registry.champion, name)
+            if version is None and not self._asked:
+                self._asked = True
+                log.warning("events wait for a model", pipeline=name, registry=str(self._settings.registry),
+                            expected="a promoted version: python -m training promote")  # fmt: skip
             if version is None or version == self._refused or (self.scorer and self.scorer.version == version):
                 return
             scorer = await self._blocking(self._load, version)
