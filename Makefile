@@ -25,7 +25,7 @@ test: $(VENV)/.installed-test
 	$(RUN) pytest -m "not soak" $(ARGS)
 
 soak: $(VENV)/.installed-test
-	$(RUN) pytest -m soak --timeout=3600 $(ARGS)
+	$(RUN) pytest -m soak -s --timeout=3600 $(ARGS)
 
 bench: $(VENV)/.installed-test
 	$(RUN) benchmarks $(ARGS)
