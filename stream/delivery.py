@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ from stream.store.keys import Position
 from stream.store.redis_store import RedisStore
 from stream.transport import Chunk
 
-__all__ = ["Blocking", "Delivery", "Moved"]
+__all__ = ["Admitted", "Blocking", "Delivery", "Moved"]
 
 log = structlog.get_logger()
 
@@ -34,6 +35,18 @@ class Moved(Exception):  # noqa: N818, a turn of events more than an error
     def __init__(self, tp: TP, position: Position | None) -> None:
         self.tp, self.position = tp, position
         super().__init__(f"{tp.topic}/{tp.partition} is at {position}")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Records of one partition that come next, and the position they follow.
+
+    A rebalance may set the source back while they are processed. Whoever stores them must expect this position, not
+    the one the source has by then: only so is a write fenced off that would count records twice.
+    """
+
+    records: list[Any]
+    held: Position | None
 
 
 class Delivery:
@@ -62,22 +75,22 @@ class Delivery:
             if self.sources.pop(tp, None) is not None:
                 metrics.forget_partition(tp.topic, tp.partition)
 
-    async def admit(self, chunks: list[Chunk]) -> dict[TP, list[Any]]:
+    async def admit(self, chunks: list[Chunk]) -> dict[TP, Admitted]:
         """The records of these chunks that come next, by partition, in order."""
-        admitted: dict[TP, list[Any]] = {}
+        admitted: dict[TP, Admitted] = {}
         for chunk in chunks:
             source = self.sources.get(chunk.tp)
             if source is None:  # revoked since it was fetched
                 continue
             earlier = admitted.get(chunk.tp)
             if earlier is not None:  # of this batch: only what follows it without a hole
-                follows = earlier[-1].offset + 1
+                follows = earlier.records[-1].offset + 1
                 if chunk.first <= follows <= chunk.offset:
-                    earlier.extend(chunk.since(follows).records)
+                    earlier.records.extend(chunk.since(follows).records)
                 continue
             verdict, part = source.admit(chunk)
             if verdict is Verdict.PROCESS:
-                admitted[chunk.tp] = list(part.records)
+                admitted[chunk.tp] = Admitted(list(part.records), source.held)
             elif verdict is Verdict.SEEK:
                 await self._seek_to(chunk.tp, source.next_offset, "hole")
         return admitted

@@ -55,15 +55,17 @@ class LabelProcessor:
         self._ahead_ms = min((p.delay_ms for p in codec.pipeline.profiles.values()), default=0)
 
     async def process(self, chunks: list[Chunk]) -> None:
-        for tp, records in (await self.delivery.admit(chunks)).items():
-            first = 0
-            while first < len(records) and tp in self.delivery.sources and not self._stopping:
-                due = first + await self.blocking(self._due, records[first:])
-                if due > first:
-                    await self._apply(tp, records[first:due], await self.blocking(self._decode, records[first:due]))
-                    first = due
-                else:
+        for tp, admitted in (await self.delivery.admit(chunks)).items():
+            records, held = admitted.records, admitted.held
+            while records and tp in self.delivery.sources and not self._stopping:
+                due = await self.blocking(self._due, records)
+                if not due:
                     await asyncio.sleep(HOLD_S)
+                    continue
+                held = await self._apply(tp, held, records[:due], await self.blocking(self._decode, records[:due]))
+                if held is None:  # fenced off: what follows is another's, or is fetched again
+                    break
+                records = records[due:]
 
     def stop(self) -> None:
         """Hold no label back any more: what is not applied is fetched again by the next owner."""
@@ -83,26 +85,31 @@ class LabelProcessor:
         return self.codec.decode_labels([r.value for r in records], append_ms)
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
-        for tp, records in (await self.delivery.admit([chunk])).items():
+        for tp, admitted in (await self.delivery.admit([chunk])).items():
             nothing = self.codec.decode_labels([], np.empty(0, np.int64))
             decoded = DecodedLabels(nothing.batch, nothing.good, [BadRecord(0, "internal", repr(error))])
-            await self._apply(tp, records, decoded)
+            await self._apply(tp, admitted.held, admitted.records, decoded)
 
-    async def _apply(self, tp: TP, records: list[Any], decoded: DecodedLabels) -> None:
-        source = self.delivery.sources.get(tp)
-        if source is None:
-            return
+    async def _apply(
+        self, tp: TP, held: Position | None, records: list[Any], decoded: DecodedLabels
+    ) -> Position | None:
+        """Store labels that follow `held`; the position after them, or None when the write was fenced off."""
         pending = await self.publisher.send_dead_letters(self._dead_letters, tp, records, decoded.bad)
         await self.publisher.acknowledged(pending)
-        position, outbox = await self.blocking(self._entry, source.held, records, decoded)
-        if not await self.blocking(self._write, source.tag, source.held, position, outbox):
+        entry: tuple[Position, Outbox] = await self.blocking(self._entry, held, records, decoded)
+        position, outbox = entry
+        tag = self.delivery.tag_of(tp.partition)
+        if not await self.blocking(self._write, tag, held, position, outbox):
             metrics.FENCED.labels(self._name).inc()
             await self.delivery.rewind(tp, "fenced")
-            return
-        source.advance(position)
+            return None
+        source = self.delivery.sources.get(tp)
+        if source is not None:
+            source.advance(position)
         metrics.LABELS.labels(self._name, str(tp.partition)).inc(len(decoded.batch))
         for refused in decoded.bad:
             metrics.DEAD_LETTERS.labels(self._name, tp.topic, refused.reason).inc()
+        return position
 
     def _entry(self, held: Position | None, records: list[Any], decoded: DecodedLabels) -> tuple[Position, Outbox]:
         """The next position, and what these labels add to the profiles."""

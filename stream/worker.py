@@ -16,7 +16,7 @@ What is repeated and what is lost if the process dies on each line:
     9 report    Kafka's offset, metrics           the offset is behind for a while   lost: nothing
 
 Steps run one after another for a batch of one or more partitions. Blocking work runs in one thread, which the
-event loop only waits for; nothing here keeps state between batches but the positions.
+event loop only waits for; between batches nothing is kept here but positions, and what was last acknowledged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from models.features.encoded import Encoded
 from models.scorer import Scorer, Scores
 from stream import metrics
 from stream.champion import Champion
-from stream.delivery import Blocking, Delivery, Moved
+from stream.delivery import Admitted, Blocking, Delivery, Moved
 from stream.publisher import Publisher
 from stream.scoring import Messages, Part, advance, decode_part, profile_keys_of, render
 from stream.store.keys import Position
@@ -70,23 +70,23 @@ class EventProcessor:
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         """The one record of this chunk breaks the worker: dead-letter it and move past it."""
-        for tp, records in (await self.delivery.admit([chunk])).items():
-            source = self.delivery.sources[tp]
+        for tp, admitted in (await self.delivery.admit([chunk])).items():
             bad = [BadRecord(0, "internal", repr(error))]
-            pending = await self.publisher.send_dead_letters(self._dead_letters, tp, records, bad)
+            pending = await self.publisher.send_dead_letters(self._dead_letters, tp, admitted.records, bad)
             await self.publisher.acknowledged(pending)
-            nothing = decode_part(self.codec, source.tag, [], records[-1].offset + 1, source.held)
+            tag, next_offset = self.delivery.tag_of(tp.partition), admitted.records[-1].offset + 1
+            nothing = decode_part(self.codec, tag, [], next_offset, admitted.held)
             await self._store({tp: nothing})
             metrics.DEAD_LETTERS.labels(self._name, tp.topic, "internal").inc()
 
-    async def _process(self, admitted: dict[TP, list[Any]]) -> None:
+    async def _process(self, admitted: dict[TP, Admitted]) -> None:
         scorer = self.champion.scorer
         assert scorer is not None  # the lane waits for the first model
         try:
             parts, messages = await self.blocking(self._steps_2_to_6, admitted, scorer)
         except Moved as moved:
             await self.delivery.rewind(moved.tp, "moved")
-            rest = {tp: records for tp, records in admitted.items() if tp != moved.tp}
+            rest = {tp: part for tp, part in admitted.items() if tp != moved.tp}
             if rest:
                 await self._process(rest)
             return
@@ -96,9 +96,9 @@ class EventProcessor:
         self._report(parts, messages, scorer, acknowledged_ms)
         metrics.BATCH.labels(self._name).observe(sum(len(p.records) for p in parts.values()))
 
-    def _steps_2_to_6(self, admitted: dict[TP, list[Any]], scorer: Scorer) -> tuple[dict[TP, Part], dict[TP, Messages]]:
+    def _steps_2_to_6(self, admitted: dict[TP, Admitted], scorer: Scorer) -> tuple[dict[TP, Part], dict[TP, Messages]]:
         with self._stage("decode"):
-            parts = {tp: self._decode(tp, records) for tp, records in admitted.items()}
+            parts = {tp: self._decode(tp, part) for tp, part in admitted.items()}
         with self._stage("load"):
             stored, places = self._load(parts)
         with self._stage("features"):
@@ -109,10 +109,9 @@ class EventProcessor:
             messages = {tp: self._render(part, scorer, encoded, scores) for tp, part in parts.items()}
         return parts, messages
 
-    def _decode(self, tp: TP, records: list[Any]) -> Part:
-        source = self.delivery.sources.get(tp)
-        tag = self.delivery.tag_of(tp.partition)
-        return decode_part(self.codec, tag, records, records[-1].offset + 1, source.held if source else None)
+    def _decode(self, tp: TP, admitted: Admitted) -> Part:
+        tag, records = self.delivery.tag_of(tp.partition), admitted.records
+        return decode_part(self.codec, tag, records, records[-1].offset + 1, admitted.held)
 
     def _load(self, parts: dict[TP, Part]) -> tuple[Stored, dict[str, dict[str, int]]]:
         """One round trip for all partitions. Raises Moved when a position is not the one we know."""
