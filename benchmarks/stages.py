@@ -31,8 +31,9 @@ from models.pipeline.spec import Pipeline
 from models.scorer import Scorer
 from models.simulate import Simulated
 from stream.redis import connect
-from stream.scoring import Part, advance, decode_part, profile_keys_of, render
+from stream.scoring import Part, decode_part, render
 from stream.settings import Settings
+from stream.stepping import advance, profile_keys_of
 from stream.store.keys import Position
 from stream.store.outbox import make_outbox
 from stream.store.redis_store import RedisStore, Write

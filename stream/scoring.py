@@ -1,4 +1,4 @@
-"""From decoded columns to messages: features, score, decision, explanation. No Kafka and no Redis.
+"""From records to columns, and from scores to messages. No Kafka and no Redis.
 
 Everything here is a pure function of the records, what was loaded for them and the model: a batch that is
 processed again gives the same messages, and an event's do not depend on its batch.
@@ -6,7 +6,6 @@ processed again gives the same messages, and an event's do not depend on its bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +14,14 @@ from numpy.typing import NDArray
 
 from models.attribution import Reason
 from models.codec import Codec, Decoded
-from models.events import EventBatch
 from models.features.encoded import Encoded
-from models.features.layout import Layout
 from models.features.profiles import Increments
-from models.features.step import Loaded, increments_of, step
 from models.messages import Alert, Explanation, Score, encode, rounded
 from models.policy import alert_id, decide
 from models.scorer import Scorer, Scores
 from stream.store.keys import Position
-from stream.store.redis_store import Stored
 
-__all__ = ["Messages", "Outcome", "Part", "advance", "decode_part", "distinct", "profile_keys_of", "render"]
+__all__ = ["Messages", "Outcome", "Part", "decode_part", "distinct", "render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,53 +87,6 @@ def decode_part(codec: Codec, tag: str, records: list[Any], next_offset: int, he
     start = 0 if held is None else held.clock_ms
     clock_M = np.maximum.accumulate(np.maximum(batch.time_M, start))
     return Part(tag, records, next_offset, held, decoded, entities, owner_M, clock_M, profile_keys, ring_owner)
-
-
-def profile_keys_of(parts: Sequence[Part], names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """For each profile the keys that occur in the batch, and the place of each."""
-    places: dict[str, dict[str, int]] = {name: {} for name in names}
-    for part in parts:
-        for name, keys in part.profile_keys.items():
-            for key in keys:
-                places[name].setdefault(key, len(places[name]))
-    return places
-
-
-def advance(layout: Layout, parts: Sequence[Part], stored: Stored, places: dict[str, dict[str, int]]) -> Encoded:
-    """Apply the events of all parts in one call; sets each part's outcome and returns the windows of all.
-
-    stored: the states of each part's entities, by tag, and the rings of the keys in `places`.
-    """
-    first_entity = np.cumsum([0, *(len(part.entities) for part in parts)]).tolist()
-    first_event = np.cumsum([0, *(len(part.owner_M) for part in parts)]).tolist()
-    loaded = Loaded(
-        states_N=np.concatenate([stored.states[part.tag] for part in parts]),
-        owner_M=np.concatenate([part.owner_M + n for part, n in zip(parts, first_entity, strict=False)]),
-        rings=stored.rings,
-        ring_owner={name: np.concatenate([_in_batch(p, name, places[name]) for p in parts]) for name in places},
-    )
-    batch = EventBatch.concatenate([part.decoded.batch for part in parts])
-    clock_M = np.concatenate([part.clock_M for part in parts])
-    result = step(layout, batch, clock_M, loaded)
-    bounds = np.searchsorted(result.applied_A, first_event).tolist()
-    for i, part in enumerate(parts):
-        windows = slice(bounds[i], bounds[i + 1])
-        applied_A = result.applied_A[windows] - first_event[i]
-        owners = {name: owner_M[applied_A] for name, owner_M in part.ring_owner.items()}
-        part.outcome = Outcome(
-            applied_A=applied_A,
-            late_A=result.late_A[windows],
-            windows=windows,
-            states_N=result.states_N[first_entity[i] : first_entity[i + 1]],
-            increments=increments_of(layout, part.decoded.batch.take(applied_A), part.clock_M[applied_A], owners),
-        )
-    return result.encoded
-
-
-def _in_batch(part: Part, name: str, places: dict[str, int]) -> NDArray[np.int64]:
-    """Each event's profile as a place in the whole batch's; -1 stays -1, the last of the list."""
-    moved = np.array([*(places[key] for key in part.profile_keys[name]), -1], dtype=np.int64)
-    return moved[part.ring_owner[name]]
 
 
 def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: Scores, detector: str) -> Messages:

@@ -33,7 +33,8 @@ from stream import metrics
 from stream.champion import Champion
 from stream.delivery import Admitted, Blocking, Delivery, Moved
 from stream.publisher import Publisher
-from stream.scoring import Messages, Part, advance, decode_part, profile_keys_of, render
+from stream.scoring import Messages, Part, decode_part, render
+from stream.stepping import advance, profile_keys_of
 from stream.store.keys import Position
 from stream.store.outbox import Outbox, make_outbox
 from stream.store.redis_store import RedisStore, Stored, Write
