@@ -21,6 +21,7 @@ from mode import Service
 from models.codec import Codec
 from models.errors import StateError
 from models.pipeline import Pipeline, load_pipeline
+from stream.batching import BatchSize
 from stream.champion import Champion
 from stream.delivery import Delivery
 from stream.health import HealthServer, Progress
@@ -44,6 +45,8 @@ log = structlog.get_logger()
 BUFFERED_CHUNKS = 8  # in Faust's queue, on top of two batches in a lane
 COMMIT_INTERVAL_S = 1.0
 POLL_RECORDS = 4096
+CHUNK_RECORDS = 512  # of one partition at most; a chunk costs Faust as much as a message
+THREADS = 8  # a batch loads, one is scored, one stored; labels, models and positions beside them
 RETRY_TAKE_OVER_S = 0.5
 STUCK_S = 10.0  # a partition that has not moved for so long holds no labels back
 END_LOOK_S, END_LOOKS = 3.0, 3  # so often in a row: for a moment a topic may seem to end early (Delivery.ended_early)
@@ -104,7 +107,7 @@ def build_app(settings: Settings, pipeline: Pipeline) -> tuple[faust.App, Scorin
     use_chunks(
         app,
         frozenset(scoring.lanes),
-        chunk_max=settings.batch_max_events,
+        chunk_max=CHUNK_RECORDS,
         fetch_max_wait_ms=settings.fetch_max_wait_ms,
         where_to_start=scoring.where_to_start,
         stored=scoring.stored,
@@ -127,26 +130,24 @@ class Scoring(Service):
     def __init__(self, app: faust.App, settings: Settings, pipeline: Pipeline, **kwargs: Any) -> None:
         self.app, self.settings, self.pipeline = app, settings, pipeline
         codec = Codec(pipeline)
-        self._threads = ThreadPoolExecutor(3, thread_name_prefix="lepton")
-        self._one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="lepton-batch")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lepton")
         self.client = connect(settings)
         self.store = RedisStore(self.client, codec.layout)
         self.publisher = Publisher(settings)
-        self.champion = Champion(settings, pipeline, self._aside)
+        self.champion = Champion(settings, pipeline, self._blocking)
         self.events = Delivery(self.store, event_tag, self._blocking, self._seek, self._highwater)
-        self.labels = Delivery(self.store, label_tag, self._aside, self._seek, self._highwater)
+        self.labels = Delivery(self.store, label_tag, self._blocking, self._seek, self._highwater)
         events = EventProcessor(codec, self.store, self.events, self.publisher, self.champion, self._blocking)
-        labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._aside, self._events_clock)
+        labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._blocking, self._events_clock)
         self._label_processor = labels
-        size = settings.batch_max_events
         self.lanes = {
-            pipeline.topic("events"): Lane("events", events, size, self._fatal, self.champion.ready),
-            pipeline.topic("labels"): Lane("labels", labels, size, self._fatal),
+            pipeline.topic("events"): Lane("events", events, self._batch_size(), self._fatal, self.champion.ready),
+            pipeline.topic("labels"): Lane("labels", labels, self._batch_size(), self._fatal),
         }
         self.ingest: IngestProcessor | None = None
         if not pipeline.pipeline.keyed_by_entity:
             self.ingest = IngestProcessor(codec, self.publisher)
-            self.lanes[pipeline.topic("ingest")] = Lane("ingest", self.ingest, size, self._fatal)
+            self.lanes[pipeline.topic("ingest")] = Lane("ingest", self.ingest, self._batch_size(), self._fatal)
         progress = Progress(self._sources, self._highwater, self._waits, settings.stall_s)
         self.health = HealthServer(settings.http_host, settings.http_port, progress, self._version)
         self._running: list[asyncio.Task[None]] = []
@@ -177,7 +178,6 @@ class Scoring(Service):
         await self.publisher.stop()
         await self.health.stop()
         self._threads.shutdown(wait=False)
-        self._one_at_a_time.shutdown(wait=False)
         self.client.close()
 
     async def where_to_start(self, tp: TP) -> int | None:
@@ -242,7 +242,7 @@ class Scoring(Service):
                 continue  # what waits may be no more than a transaction's marker: labels must not wait for ever
             end = self._highwater(tp)
             # None: nothing was fetched yet, so nobody knows that nothing waits
-            if end is None or end > source.next_offset:
+            if end is None or end > source.stored_offset:
                 clocks.append(source.held.clock_ms if source.held else 0)
         return min(clocks, default=None)
 
@@ -273,10 +273,9 @@ class Scoring(Service):
             if wrong and seen >= END_LOOKS:
                 raise StateError(wrong)
 
-    async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a step of the events' road in its own thread, one at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._one_at_a_time, function, *arguments)
+    def _batch_size(self) -> BatchSize:
+        return BatchSize(self.settings.latency_objective_ms / 1000)
 
-    async def _aside(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run blocking work that must not wait for a batch: labels, loading a model."""
+    async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run blocking work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -41,8 +41,9 @@ class Moved(Exception):  # noqa: N818, a turn of events more than an error
 class Admitted:
     """Records of one partition that come next, and the position they follow.
 
-    A rebalance may set the source back while they are processed. Whoever stores them must expect this position, not
-    the one the source has by then: only so is a write fenced off that would count records twice.
+    held: the position when the batches before this one are stored. A rebalance may set the source back while they
+    are processed. Whoever stores them must expect this position, not the one the source has by then: only so is a
+    write fenced off that would count records twice.
     """
 
     records: list[Any]
@@ -90,10 +91,15 @@ class Delivery:
                 continue
             verdict, part = source.admit(chunk)
             if verdict is Verdict.PROCESS:
-                admitted[chunk.tp] = Admitted(list(part.records), source.held)
+                admitted[chunk.tp] = Admitted(list(part.records), source.ahead)
             elif verdict is Verdict.SEEK:
                 await self._seek_to(chunk.tp, source.next_offset, "hole")
         return admitted
+
+    def restart(self) -> None:
+        """Nothing is on its way any more: what was read ahead may be admitted again."""
+        for source in self.sources.values():
+            source.restart()
 
     async def rewind(self, tp: TP, cause: str) -> None:
         """Go back to what Redis says."""
@@ -113,10 +119,10 @@ class Delivery:
         """
         for tp, source in self.sources.items():
             end = self._highwater(tp)
-            if end is not None and end < source.next_offset:
+            if end is not None and end < source.stored_offset:
                 return (
                     f"{tp.topic}/{tp.partition} ends at offset {end}, but Redis has stored it up to"
-                    f" {source.next_offset}: expected the same topic as before; one that was made anew needs an empty"
+                    f" {source.stored_offset}: expected the same topic as before; one that was made anew needs an empty"
                     f" Redis or a pipeline of another name, or every event of it would pass for processed"
                 )
         return None

@@ -45,13 +45,13 @@ class Progress:
         now, entries = self._clock(), []
         for tp, source in sorted(self._sources().items()):
             end = self._highwater(tp)
-            lag = max((end or 0) - source.next_offset, 0)
+            lag = max((end or 0) - source.stored_offset, 0)
             if lag == 0 or self._waits(tp):
                 source.progress_s = now  # nothing to do is no stall
             idle_s = now - source.progress_s
             metrics.LAG.labels(tp.topic, str(tp.partition)).set(lag)
             entries.append({
-                "topic": tp.topic, "partition": tp.partition, "next_offset": source.next_offset, "lag": lag,
+                "topic": tp.topic, "partition": tp.partition, "next_offset": source.stored_offset, "lag": lag,
                 "idle_s": round(idle_s, 1), "stalled": idle_s > self._stall_s,
             })  # fmt: skip
         return entries

@@ -22,6 +22,7 @@ from models.codec import BadRecord, Codec, DecodedLabels
 from models.features.profiles import Increments, collect
 from stream import metrics
 from stream.delivery import Blocking, Delivery
+from stream.lane import GoOn
 from stream.publisher import Publisher
 from stream.scoring import distinct
 from stream.store.keys import Position
@@ -54,7 +55,7 @@ class LabelProcessor:
         self._stopping = False
         self._ahead_ms = min((p.delay_ms for p in codec.pipeline.profiles.values()), default=0)
 
-    async def process(self, chunks: list[Chunk]) -> None:
+    async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:  # noqa: ARG002, one batch at a time
         for tp, admitted in (await self.delivery.admit(chunks)).items():
             records, held = admitted.records, admitted.held
             while records and tp in self.delivery.sources and not self._stopping:
@@ -83,6 +84,9 @@ class LabelProcessor:
     def _decode(self, records: list[Any]) -> DecodedLabels:
         append_ms = np.array([r.timestamp for r in records], dtype=np.int64)
         return self.codec.decode_labels([r.value for r in records], append_ms)
+
+    def restart(self) -> None:
+        """Nothing is read ahead."""
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         for tp, admitted in (await self.delivery.admit([chunk])).items():

@@ -1,4 +1,7 @@
-"""A lane: chunks of one kind of topic go in, batches come out to a processor, one at a time and in order.
+"""A lane: chunks of one kind of topic go in, batches come out to a processor, in order.
+
+A processor that lets the lane go on has several batches on their way at once; one that does not gets them one at a
+time. When a batch fails, those behind it are given up, and all of them are processed again one after another.
 
 An exception never leaves a lane, except a fatal one that stops the worker. While Redis or the broker is away a
 batch is tried again, with backoff, for as long as it takes. A batch that fails for any other reason is cut in
@@ -8,6 +11,7 @@ halves until the record that breaks it is alone; that record goes to the dead-le
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -18,25 +22,59 @@ from redis.exceptions import RedisError
 
 from models.errors import LeptonError, StateError
 from stream import metrics
+from stream.batching import BatchSize
 from stream.transport import Chunk
 
-__all__ = ["Lane", "Processor"]
+__all__ = ["GivenUp", "Lane", "Processor"]
 
 log = structlog.get_logger()
 
 AWAY = (RedisError, KafkaError, OSError, TimeoutError, MemoryError)  # not the record's fault
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 POISON_LIMIT = 16  # so many records in a row that fail alone are no bad records: something else is wrong
+DEPTH = 6  # batches on their way: one each for load, compute and store, the others wait for acknowledgements
+
+GoOn = Callable[[], None]
+
+
+class GivenUp(Exception):  # noqa: N818, a turn of events more than an error
+    """A batch that was built on one that failed, or on a position that has moved; nothing of it is stored."""
 
 
 class Processor(Protocol):
     """What a lane drives."""
 
-    async def process(self, chunks: list[Chunk]) -> None:
-        """Process and store a batch; nothing is stored when it raises."""
+    async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
+        """Process and store a batch; nothing is stored when it raises.
+
+        go_on: called when the next batch may begin. Batches are stored in the order they began, and raise GivenUp
+        when one before them failed; no batch begins after a failure until `restart`.
+        """
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         """Dead-letter the one record of a chunk and move past it."""
+
+    def restart(self) -> None:
+        """Nothing is on its way: forget what was read ahead."""
+
+
+class _Flight:
+    """A batch on its way."""
+
+    def __init__(self, chunks: list[Chunk]) -> None:
+        self.chunks = chunks
+        self.size = sum(map(len, chunks))
+        self.began_s = time.monotonic()
+        self.next_may_begin = False
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.task is not None and self.task.done()
+
+    @property
+    def error(self) -> BaseException | None:
+        return self.task.exception() if self.task is not None and self.done else None
 
 
 class Lane:
@@ -46,50 +84,63 @@ class Lane:
         self,
         name: str,
         processor: Processor,
-        batch_max: int,
+        size: BatchSize,
         fatal: Callable[[BaseException], Awaitable[None]],
         ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.name, self.processor, self.batch_max = name, processor, batch_max
+        self.name, self.processor, self.size = name, processor, size
         self._fatal, self._ready = fatal, ready
         self._waiting: deque[Chunk] = deque()
-        self._size = 0
-        self._changed = asyncio.Condition()
+        self._held = 0  # records that wait
+        self._flights: deque[_Flight] = deque()
+        self._pulse = asyncio.Event()
         self._stopping = False
         self._poisoned = 0
 
     async def put(self, chunk: Chunk) -> None:
         """Hand over a chunk; returns when there is room."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._size < 2 * self.batch_max or self._stopping)
-            if not self._stopping:  # what is not taken is fetched again
-                self._waiting.append(chunk)
-                self._size += len(chunk)
-                self._changed.notify_all()
+        await self._until(lambda: self._held < 2 * self.size.limit or self._stopping)
+        if not self._stopping:  # what is not taken is fetched again
+            self._waiting.append(chunk)
+            self._held += len(chunk)
+            self._pulse.set()
 
     async def run(self) -> None:
-        """Process batches until `stop`."""
+        """Process batches until `stop`; ends when all that are on their way have ended."""
         try:
             if self._ready is not None:
                 await self._ready_or_stopping(self._ready)
-            while (batch := await self._take()) is not None:
-                await self._attempt(batch)
+            while not self._stopping:
+                if self._failed:
+                    await self._recover()
+                elif self._may_begin:
+                    self._begin(self._take())
+                else:
+                    await self._until(lambda: self._stopping or self._failed or self._may_begin)
+            await self._landed()
         except asyncio.CancelledError:
+            for flight in self._flights:
+                if flight.task is not None:
+                    flight.task.cancel()
             raise
         except Exception as error:
             log.exception("lane failed", lane=self.name)
             await self._fatal(error)
 
     async def stop(self) -> None:
-        """Take nothing more; `run` returns after the batch in hand."""
-        async with self._changed:
-            self._stopping = True
-            self._waiting.clear()
-            self._changed.notify_all()
+        """Take nothing more; `run` returns after the batches in hand."""
+        self._stopping = True
+        self._waiting.clear()
+        self._pulse.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._pulse.clear()
+            await self._pulse.wait()
 
     async def _ready_or_stopping(self, ready: Callable[[], Awaitable[None]]) -> None:
         """Whichever comes first; a worker that still has no model must not keep who stops it waiting."""
-        waits = asyncio.ensure_future(ready()), asyncio.ensure_future(self._until_stopping())
+        waits = asyncio.ensure_future(ready()), asyncio.ensure_future(self._until(lambda: self._stopping))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if waits[0].done():
@@ -98,31 +149,76 @@ class Lane:
             for wait in waits:
                 wait.cancel()
 
-    async def _until_stopping(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stopping)
+    @property
+    def _failed(self) -> bool:
+        """The oldest batch has failed. One behind it may have failed sooner, and waits for its turn."""
+        return bool(self._flights) and self._flights[0].error is not None
 
-    async def _take(self) -> list[Chunk] | None:
-        """All chunks that wait, up to a batch; at least one. None when stopping."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._waiting) or self._stopping)
-            if self._stopping:
-                return None
-            batch = [self._waiting.popleft()]
-            size = len(batch[0])
-            while self._waiting and size + len(self._waiting[0]) <= self.batch_max:
-                batch.append(self._waiting.popleft())
-                size += len(batch[-1])
-            self._size -= size
-            self._changed.notify_all()
-            return batch
+    @property
+    def _may_begin(self) -> bool:
+        if not self._waiting or len(self._flights) >= DEPTH:
+            return False
+        return not self._flights or self._flights[-1].next_may_begin or self._flights[-1].done
 
-    async def _attempt(self, batch: list[Chunk]) -> None:
+    def _take(self) -> list[Chunk]:
+        """What waits, up to a batch; at least one record."""
+        limit, batch, size = self.size.limit, [], 0
+        while self._waiting and size < limit:
+            chunk = self._waiting.popleft()
+            if size + len(chunk) > limit:
+                chunk, rest = chunk.split(limit - size)
+                self._waiting.appendleft(rest)
+            batch.append(chunk)
+            size += len(chunk)
+        self._held -= size
+        self._pulse.set()
+        return batch
+
+    def _begin(self, chunks: list[Chunk]) -> None:
+        flight = _Flight(chunks)
+
+        def go_on() -> None:
+            flight.next_may_begin = True
+            self._pulse.set()
+
+        flight.task = asyncio.create_task(self.processor.process(chunks, go_on))
+        flight.task.add_done_callback(lambda _: self._ended())
+        self._flights.append(flight)
+
+    def _ended(self) -> None:
+        """Forget the batches that went well."""
+        while self._flights and self._flights[0].done and self._flights[0].error is None:
+            flight = self._flights.popleft()
+            self.size.observe(flight.size, time.monotonic() - flight.began_s)
+            self._poisoned = 0
+        self._pulse.set()
+
+    async def _landed(self) -> None:
+        """Wait for what is on its way. What fails now comes again to the next owner."""
+        tasks = [flight.task for flight in self._flights if flight.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not isinstance(task.exception(), GivenUp | None):
+                log.warning("batch left to the next owner", lane=self.name, error=repr(task.exception())[:200])
+
+    async def _recover(self) -> None:
+        """The oldest batch has failed: it and those behind it, in the same pieces, one after another."""
+        await asyncio.wait([flight.task for flight in self._flights if flight.task is not None])
+        batches = [(flight.chunks, flight.error) for flight in self._flights]
+        self._flights.clear()
+        self.processor.restart()
+        for chunks, error in batches:
+            await self._attempt(chunks, error)
+
+    async def _attempt(self, batch: list[Chunk], failed: BaseException | None = None) -> None:
+        """Process a batch with nothing else on its way. failed: what it has failed with before."""
         try:
-            await self._until_back(lambda: self.processor.process(batch))
+            await self._until_back(lambda: self.processor.process(batch, lambda: None), failed)
         except StateError:
             raise  # every record of this pipeline would fail: stop, and say why
         except Exception as error:
+            self.processor.restart()
             await self._isolate(batch, error)
         else:
             self._poisoned = 0
@@ -142,15 +238,23 @@ class Lane:
             log.error("record dead-lettered", lane=self.name, offset=batch[0].offset, error=repr(error)[:300])
             await self._until_back(lambda: self.processor.bury(batch[0], error))
 
-    async def _until_back(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _until_back(self, work: Callable[[], Awaitable[None]], failed: BaseException | None = None) -> None:
         """Do it, again and again while a server is away and the lane is not stopped; other errors are raised."""
         backoff_s = FIRST_BACKOFF_S
         while not self._stopping:
             try:
+                if failed is not None and not isinstance(failed, GivenUp):
+                    raise failed
                 await work()
                 return
-            except AWAY as error:
-                metrics.RETRIES.labels(self.name, type(error).__name__).inc()
-                log.warning("batch will be tried again", lane=self.name, error=str(error)[:200], backoff_s=backoff_s)
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+            except (*AWAY, GivenUp) as error:
+                failed = None
+                if not isinstance(error, GivenUp):
+                    await self._back_off(error, backoff_s)
+                    backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+                self.processor.restart()
+
+    async def _back_off(self, error: Exception, seconds: float) -> None:
+        metrics.RETRIES.labels(self.name, type(error).__name__).inc()
+        log.warning("batch will be tried again", lane=self.name, error=str(error)[:200], backoff_s=seconds)
+        await asyncio.sleep(seconds)

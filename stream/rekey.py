@@ -16,6 +16,7 @@ from faust.types import TP
 
 from models.codec import BadRecord, Codec
 from stream import metrics
+from stream.lane import GoOn
 from stream.publisher import Publisher
 from stream.transport import Chunk
 
@@ -29,7 +30,7 @@ class IngestProcessor:
         self.codec, self.publisher = codec, publisher
         self.stored: dict[TP, int] = {}
 
-    async def process(self, chunks: list[Chunk]) -> None:
+    async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:  # noqa: ARG002, one batch at a time
         pending: list[Any] = []
         for chunk in chunks:
             append_ms = np.array([r.timestamp for r in chunk.records], dtype=np.int64)
@@ -41,6 +42,9 @@ class IngestProcessor:
         await self.publisher.acknowledged(pending)
         for chunk in chunks:
             self.stored[chunk.tp] = chunk.offset + 1
+
+    def restart(self) -> None:
+        """Nothing is read ahead."""
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         await self.publisher.acknowledged(await self._send_bad(chunk, [BadRecord(0, "internal", repr(error))]))

@@ -41,7 +41,8 @@ class Settings(BaseSettings):
     kafka_ssl_cafile: Path | None = None  # PEM; the system's authorities when left out
     kafka_ssl_certfile: Path | None = None
     kafka_ssl_keyfile: Path | None = None
-    kafka_linger_ms: int = Field(20, ge=0, le=60_000)  # longer: fewer, larger batches and more latency
+    kafka_linger_ms: int = Field(2, ge=0, le=60_000)  # longer: fewer requests and more latency
+    kafka_compression: Literal["gzip", "lz4", "snappy", "zstd"] | None = None  # of scores and alerts
     fetch_max_wait_ms: int = Field(5, ge=0, le=60_000)  # 5 for the local broker, 10–100 for Apache Kafka
     session_timeout_s: float = Field(6, ge=1, le=1800)  # shorter: a dead worker is replaced sooner
     partitions: int = Field(4, ge=1, le=10_000)  # of topics that are created; later changes move entities
@@ -60,7 +61,8 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(5, gt=0, le=600)  # of connecting and of each answer
 
     registry: Path = Path("artifacts/registry")  # root folder of the model registry
-    batch_max_events: int = Field(512, ge=1, le=65_536)  # larger: cheaper events, later answers
+    latency_objective_ms: float = Field(50, ge=1, le=60_000)  # of an event in the worker; longer: cheaper events
+    engine: Literal["auto", "native", "torch", "onnxruntime", "openvino", "openvino-bf16"] = "auto"  # of the detector
     threads: int = Field(1, ge=1, le=256)  # of the detector
     http_host: str = "127.0.0.1"
     http_port: int = Field(8080, ge=0, le=65535)  # health and metrics; 0 takes any free port

@@ -33,29 +33,48 @@ class Verdict(Enum):
 class Source:
     """One source partition.
 
-    held: the position that Redis has, as far as this worker knows; None when it has none. next_offset: what is
-    to be processed next. progress_s: when it last advanced or had nothing to do (monotonic).
+    held: the position that Redis has, as far as this worker knows; None when it has none. ahead: the position
+    once all batches on their way are stored. progress_s: when it last advanced or had nothing to do (monotonic).
     """
 
     tag: str
     held: Position | None = None
-    next_offset: int = 0
+    ahead: Position | None = None
     progress_s: float = field(default_factory=time.monotonic)
     clock: Callable[[], float] = time.monotonic
     _sought_s: float | None = None  # when the last seek over a hole was asked for
     _suspect: tuple[int, int] | None = None  # the hole it is to look at again: (next_offset, first offset after it)
     _suspect_s: float = 0.0  # since when
 
+    @property
+    def next_offset(self) -> int:
+        """What is to be admitted next."""
+        return 0 if self.ahead is None else self.ahead.next_offset
+
+    @property
+    def stored_offset(self) -> int:
+        """The first offset that is not stored."""
+        return 0 if self.held is None else self.held.next_offset
+
     def rewind(self, held: Position | None) -> int:
         """Go on from a position of Redis; returns the offset to seek to."""
-        self.held = held
-        self.next_offset = 0 if held is None else held.next_offset
+        self.held = self.ahead = held
         self._sought_s = self._suspect = None
         return self.next_offset
 
+    def expect(self, position: Position) -> None:
+        """A batch up to here is on its way."""
+        self.ahead = position
+
+    def restart(self) -> None:
+        """Nothing is on its way any more; what was comes again."""
+        self.ahead = self.held
+
     def advance(self, position: Position) -> None:
         """A batch up to here is stored."""
-        self.held, self.next_offset = position, position.next_offset
+        self.held = position
+        if position.next_offset > self.next_offset:  # it was stored by itself
+            self.ahead = position
         self.progress_s = self.clock()
 
     def admit(self, chunk: Chunk) -> tuple[Verdict, Chunk]:
@@ -69,7 +88,9 @@ class Source:
             return Verdict.DROP, chunk
         chunk = chunk.since(self.next_offset)
         if chunk.first == self.next_offset:
-            self._sought_s = self._suspect = None
+            if self._suspect is not None and self._suspect[0] == self.next_offset:
+                self._suspect = None  # it never was a hole
+            self._sought_s = None
             return Verdict.PROCESS, chunk
         hole, now = (self.next_offset, chunk.first), self.clock()
         if hole == self._suspect:  # believed until something is stored: the batch may be tried again, in parts

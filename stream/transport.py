@@ -65,10 +65,13 @@ class Chunk:
         """The records from this offset on; there is at least one."""
         return self if self.first >= offset else Chunk([r for r in self.records if r.offset >= offset])
 
+    def split(self, count: int) -> tuple[Chunk, Chunk]:
+        """The first `count` records and the rest; both have some."""
+        return Chunk(self.records[:count]), Chunk(self.records[count:])
+
     def halves(self) -> tuple[Chunk, Chunk]:
         """Two chunks of about the same size; there are at least two records."""
-        middle = len(self.records) // 2
-        return Chunk(self.records[:middle]), Chunk(self.records[middle:])
+        return self.split(len(self.records) // 2)
 
 
 class ChunkSchema(Schema[Any, Any]):

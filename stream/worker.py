@@ -15,15 +15,22 @@ What is repeated and what is lost if the process dies on each line:
                 outbox is applied                 lost: nothing
     9 report    Kafka's offset, metrics           the offset is behind for a while   lost: nothing
 
-Steps run one after another for a batch of one or more partitions. Blocking work runs in one thread, which the
-event loop only waits for; between batches nothing is kept here but positions, and what was last acknowledged.
+Batches overlap: while one is scored, the next is loaded and the one before is acknowledged or stored. Each step
+takes batches in their order, and a batch reads what those before it have not stored yet from memory
+(`stream.flight`). A batch that fails takes those behind it with it: they were built on it.
+
+Blocking work runs in threads, which the event loop only waits for.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from collections import deque
 from typing import Any
 
+import numpy as np
 from faust.types import TP
 
 from models.codec import BadRecord, Codec
@@ -32,15 +39,19 @@ from models.scorer import Scorer, Scores
 from stream import metrics
 from stream.champion import Champion
 from stream.delivery import Admitted, Blocking, Delivery, Moved
+from stream.flight import Flight, overlay
+from stream.lane import GivenUp, GoOn
+from stream.observe import observe_many
 from stream.publisher import Publisher
 from stream.scoring import Messages, Part, decode_part, render
 from stream.stepping import advance, profile_keys_of
-from stream.store.keys import Position
 from stream.store.outbox import Outbox, make_outbox
-from stream.store.redis_store import RedisStore, Stored, Write
+from stream.store.redis_store import RedisStore, Write
 from stream.transport import Chunk
 
 __all__ = ["EventProcessor"]
+
+REMEMBERED = 64  # of the publications that were acknowledged; more than can be on their way
 
 
 class EventProcessor:
@@ -59,15 +70,42 @@ class EventProcessor:
         self.publisher, self.champion, self.blocking = publisher, champion, blocking
         self.pipeline = codec.pipeline
         self._name = codec.pipeline.name
-        # of each partition the last that was published: the position it stood at, the next offset, the model
-        self._acknowledged: dict[TP, tuple[Position | None, int, str]] = {}
         self._dead_letters = codec.pipeline.topic("dead-letter")
+        self._flights: list[Flight] = []
+        self._broken = False  # a batch has failed: none may begin or go on until `restart`
+        self._scoring, self._sending = asyncio.Lock(), asyncio.Lock()
+        # a load knows which batches are stored, because no store runs beside it
+        self._redis = threading.Lock()
+        # what was acknowledged, by partition: the position it followed, the next offset, the model
+        self._acknowledged: deque[tuple[Any, ...]] = deque(maxlen=REMEMBERED)
 
-    async def process(self, chunks: list[Chunk]) -> None:
+    async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
         """One batch. Raises what made it impossible; then nothing of it is stored."""
+        if self._broken:
+            raise GivenUp
         admitted = await self.delivery.admit(chunks)
-        if admitted:
-            await self._process(admitted)
+        scorer = self.champion.scorer
+        assert scorer is not None  # the lane waits for the first model
+        if not admitted:
+            return
+        flight = Flight(scorer, list(self._flights))
+        self._flights.append(flight)
+        try:
+            await self._prepare(flight, admitted)
+            if flight.parts:
+                await self._fly(flight, go_on)
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            self._flights.remove(flight)
+            flight.over.set()
+
+    def restart(self) -> None:
+        """After a failure, when all batches on their way have ended: go on from what is stored."""
+        assert not self._flights
+        self._broken = False
+        self.delivery.restart()
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         """The one record of this chunk breaks the worker: dead-letter it and move past it."""
@@ -80,50 +118,76 @@ class EventProcessor:
             await self._store({tp: nothing})
             metrics.DEAD_LETTERS.labels(self._name, tp.topic, "internal").inc()
 
-    async def _process(self, admitted: dict[TP, Admitted]) -> None:
-        scorer = self.champion.scorer
-        assert scorer is not None  # the lane waits for the first model
-        try:
-            parts, messages = await self.blocking(self._steps_2_to_6, admitted, scorer)
-        except Moved as moved:
-            await self.delivery.rewind(moved.tp, "moved")
-            rest = {tp: part for tp, part in admitted.items() if tp != moved.tp}
-            if rest:
-                await self._process(rest)
-            return
-        await self._produce(parts, messages, scorer.version)
-        acknowledged_ms = time.time() * 1000
-        await self._store(parts)
-        self._report(parts, messages, scorer, acknowledged_ms)
-        metrics.BATCH.labels(self._name).observe(sum(len(p.records) for p in parts.values()))
+    async def _prepare(self, flight: Flight, admitted: dict[TP, Admitted]) -> None:
+        """Steps 2 and 3; then the next batch knows where this one will end."""
+        while admitted:
+            try:
+                await self.blocking(self._decode_and_load, flight, admitted)
+            except Moved as moved:
+                if flight.before:  # they end first, and fail or not; then this one is tried by itself
+                    raise GivenUp from moved
+                await self.delivery.rewind(moved.tp, "moved")
+                admitted = {tp: part for tp, part in admitted.items() if tp != moved.tp}
+                flight.parts = {}
+            else:
+                break
+        for tp, part in flight.parts.items():
+            if tp in self.delivery.sources:
+                self.delivery.sources[tp].expect(part.position)
 
-    def _steps_2_to_6(self, admitted: dict[TP, Admitted], scorer: Scorer) -> tuple[dict[TP, Part], dict[TP, Messages]]:
+    async def _fly(self, flight: Flight, go_on: GoOn) -> None:
+        """Steps 4 to 9, each in the order of the batches."""
+        async with self._scoring:
+            go_on()
+            self._check()
+            messages = await self.blocking(self._steps_4_to_6, flight)
+            self._check()
+        async with self._sending:
+            self._check()
+            pending = await self._send(flight, messages)
+        await self._acknowledgements(flight, pending)
+        acknowledged_ms = time.time() * 1000
+        if flight.before:
+            await flight.before[-1].over.wait()
+        self._check()
+        await self._store(flight.parts, flight)
+        self._report(flight, messages, acknowledged_ms)
+
+    def _check(self) -> None:
+        if self._broken:
+            raise GivenUp
+
+    def _decode_and_load(self, flight: Flight, admitted: dict[TP, Admitted]) -> None:
         with self._stage("decode"):
-            parts = {tp: self._decode(tp, part) for tp, part in admitted.items()}
+            flight.parts = {tp: self._decode(tp, part) for tp, part in admitted.items()}
+        parts = flight.parts
         with self._stage("load"):
-            stored, places = self._load(parts)
-        with self._stage("features"):
-            encoded = advance(self.codec.layout, list(parts.values()), stored, places)
-        with self._stage("score"):
-            scores = scorer.score(encoded)
-        with self._stage("decide"):
-            messages = {tp: self._render(part, scorer, encoded, scores) for tp, part in parts.items()}
-        return parts, messages
+            flight.places = profile_keys_of(list(parts.values()), self.store.formats)
+            entities = {part.tag: part.entities for part in parts.values()}
+            keys = {name: list(places) for name, places in flight.places.items()}
+            with self._redis, metrics.REDIS.labels(self._name, "load").time():
+                flight.before = [f for f in flight.before if not f.stored]
+                flight.loaded = self.store.load(entities, keys)
+        for tp, part in parts.items():
+            position = flight.loaded.positions[part.tag]
+            if position != flight.expected(tp):
+                raise Moved(tp, position)
 
     def _decode(self, tp: TP, admitted: Admitted) -> Part:
         tag, records = self.delivery.tag_of(tp.partition), admitted.records
         return decode_part(self.codec, tag, records, records[-1].offset + 1, admitted.held)
 
-    def _load(self, parts: dict[TP, Part]) -> tuple[Stored, dict[str, dict[str, int]]]:
-        """One round trip for all partitions. Raises Moved when a position is not the one we know."""
-        places = profile_keys_of(list(parts.values()), self.store.formats)
-        entities = {part.tag: part.entities for part in parts.values()}
-        with metrics.REDIS.labels(self._name, "load").time():
-            stored = self.store.load(entities, {name: list(keys) for name, keys in places.items()})
-        for tp, part in parts.items():
-            if stored.positions[part.tag] != part.held:
-                raise Moved(tp, stored.positions[part.tag])
-        return stored, places
+    def _steps_4_to_6(self, flight: Flight) -> dict[TP, Messages]:
+        scorer, parts = flight.scorer, list(flight.parts.values())
+        with self._stage("features"):
+            overlay(flight)
+            assert flight.loaded is not None
+            encoded = advance(self.codec.layout, parts, flight.loaded, flight.places)
+            flight.loaded = None  # as large as the batch, and not needed any more
+        with self._stage("score"):
+            scores = scorer.score(encoded)
+        with self._stage("decide"):
+            return {tp: self._render(part, scorer, encoded, scores) for tp, part in flight.parts.items()}
 
     def _render(self, part: Part, scorer: Scorer, encoded: Encoded, scores: Scores) -> Messages:
         assert part.outcome is not None
@@ -131,44 +195,50 @@ class EventProcessor:
         own = Scores(scores.score_B[mine], scores.probability_B[mine])
         return render(self.codec, part, scorer, encoded.take(mine), own, scorer.bundle.info.architecture)
 
-    async def _produce(self, parts: dict[TP, Part], messages: dict[TP, Messages], version: str) -> None:
-        """Step 7. What was acknowledged before the store failed is not sent again: a Redis that refuses writes for
-        hours must not flood downstream with repeats."""
-        with self._stage("produce"):
-            pending: list[Any] = []
-            sent = {tp: (part.held, part.next_offset, version) for tp, part in parts.items()}
-            for tp, part in parts.items():
-                if self._acknowledged.get(tp) == sent[tp]:
-                    continue
-                bad = part.decoded.bad
-                pending += await self.publisher.send_dead_letters(self._dead_letters, tp, part.records, bad)
-                if messages[tp].scores:
-                    topic = self.pipeline.topic("scores")
-                    pending += await self.publisher.send_batch(topic, tp.partition, messages[tp].scores)
-                for key, value in messages[tp].alerts:
-                    pending.append(await self.publisher.send(self.pipeline.topic("alerts"), key, value))
-            await self.publisher.acknowledged(pending)
-            self._acknowledged.update(sent)
+    async def _send(self, flight: Flight, messages: dict[TP, Messages]) -> list[Any]:
+        """Step 7: queue what is to be published; returns what to await. What was acknowledged before the store failed
+        is not sent again: a Redis that refuses writes for hours must not flood downstream with repeats."""
+        pending: list[Any] = []
+        for tp, part in flight.parts.items():
+            if flight.publication(tp) in self._acknowledged:
+                continue
+            bad = part.decoded.bad
+            pending += await self.publisher.send_dead_letters(self._dead_letters, tp, part.records, bad)
+            if messages[tp].scores:
+                topic = self.pipeline.topic("scores")
+                pending += await self.publisher.send_batch(topic, tp.partition, messages[tp].scores)
+            for key, value in messages[tp].alerts:
+                pending.append(await self.publisher.send(self.pipeline.topic("alerts"), key, value))
+        return pending
 
-    async def _store(self, parts: dict[TP, Part]) -> None:
-        """Step 8; a partition whose write is fenced off is set back."""
+    async def _acknowledgements(self, flight: Flight, pending: list[Any]) -> None:
+        with self._stage("produce"):
+            await self.publisher.acknowledged(pending)
+        self._acknowledged += [flight.publication(tp) for tp in flight.parts]
+
+    async def _store(self, parts: dict[TP, Part], flight: Flight | None = None) -> None:
+        """Step 8; a partition whose write is fenced off is set back, and with it what was built on that write."""
         with self._stage("store"):
-            stored = await self.blocking(self._write, list(parts.values()))
+            stored = await self.blocking(self._write, list(parts.values()), flight)
         for (tp, part), done in zip(parts.items(), stored, strict=True):
             source = self.delivery.sources.get(tp)
             if not done:
+                self._broken = True
                 metrics.FENCED.labels(self._name).inc()
                 await self.delivery.rewind(tp, "fenced")
             elif source is not None:
                 source.advance(part.position)
 
-    def _write(self, parts: list[Part]) -> list[bool]:
+    def _write(self, parts: list[Part], flight: Flight | None) -> list[bool]:
         """One round trip for the transactions of all partitions, one for the outboxes of those that went through."""
         writes = [self._as_write(part) for part in parts]
-        with metrics.REDIS.labels(self._name, "store").time():
-            stored = self.store.store(writes)
-        with metrics.REDIS.labels(self._name, "apply").time():
-            self.store.apply([(w.tag, w.outbox) for w, done in zip(writes, stored, strict=True) if done])
+        with self._redis:
+            with metrics.REDIS.labels(self._name, "store").time():
+                stored = self.store.store(writes)
+            with metrics.REDIS.labels(self._name, "apply").time():
+                self.store.apply([(w.tag, w.outbox) for w, done in zip(writes, stored, strict=True) if done])
+            if flight is not None:
+                flight.stored = True
         return stored
 
     def _as_write(self, part: Part) -> Write:
@@ -179,24 +249,22 @@ class EventProcessor:
         outbox = make_outbox(position.outbox_seq, self.store.formats, part.profile_keys, increments)
         return Write(part.tag, part.held, position, outbox, part.entities, outcome.states_N)
 
-    def _report(
-        self, parts: dict[TP, Part], messages: dict[TP, Messages], scorer: Scorer, acknowledged_ms: float
-    ) -> None:
+    def _report(self, flight: Flight, messages: dict[TP, Messages], acknowledged_ms: float) -> None:
         latency = metrics.LATENCY.labels(self._name)
-        for tp, part in parts.items():
+        for tp, part in flight.parts.items():
             assert part.outcome is not None
             applied = len(part.outcome.applied_A)
             metrics.EVENTS.labels(self._name, str(tp.partition)).inc(applied)
             metrics.DUPLICATES.labels(self._name).inc(len(part.decoded.batch) - applied)
             metrics.LATE.labels(self._name).inc(int(part.outcome.late_A.sum()))
-            metrics.ALERTS.labels(self._name, scorer.version).inc(len(messages[tp].alerts))
+            metrics.ALERTS.labels(self._name, flight.scorer.version).inc(len(messages[tp].alerts))
             for refused in part.decoded.bad:
                 metrics.DEAD_LETTERS.labels(self._name, tp.topic, refused.reason).inc()
-            for record in part.records:
-                latency.observe(max(acknowledged_ms - record.timestamp, 0) / 1000)
-            newest = part.records[-1].timestamp
-            metrics.FRESHNESS.labels(tp.topic, str(tp.partition)).set(max(acknowledged_ms - newest, 0) / 1000)
+            appended_ms = np.array([record.timestamp for record in part.records], dtype=np.float64)
+            observe_many(latency, np.maximum(acknowledged_ms - appended_ms, 0) / 1000)
+            metrics.FRESHNESS.labels(tp.topic, str(tp.partition)).set(max(acknowledged_ms - appended_ms[-1], 0) / 1000)
         metrics.STATE_BYTES.labels(self._name).set(self.codec.layout.state_dtype.itemsize)
+        metrics.BATCH.labels(self._name).observe(sum(len(p.records) for p in flight.parts.values()))
 
     def _stage(self, name: str) -> Any:
         return metrics.STAGE.labels(self._name, name).time()

@@ -92,7 +92,9 @@ def assert_scored(expected: Uninterrupted, scores: list[Any], same_content: bool
     same_content: repeats agree to the byte, and all with the oracle.
     """
     decoded = [decode_score(record.value) for record in scores]
-    assert {s.event_id for s in decoded} == set(expected.scores)
+    found = {s.event_id for s in decoded}
+    missing, extra = sorted(expected.scores.keys() - found), sorted(found - expected.scores.keys())
+    assert not missing + extra, f"{len(missing)} events without a score, {len(extra)} unknown: {(missing + extra)[:9]}"
     if same_content:
         assert len({record.value for record in scores}) == len(expected.scores), "repeats differ"
         assert {s.event_id: (s.score, s.probability) for s in decoded} == expected.scores

@@ -8,7 +8,8 @@ from typing import Any
 
 from aiokafka.structs import ConsumerRecord
 
-from stream.lane import Lane
+from stream.batching import BatchSize
+from stream.lane import GoOn, Lane
 from stream.transport import Chunk
 
 __all__ = ["Recorder", "Running", "chunk", "run", "until"]
@@ -37,7 +38,7 @@ class Recorder:
         self.running = 0
         self.fail = fail
 
-    async def process(self, chunks: list[Chunk]) -> None:
+    async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
         assert self.running == 0, "two batches at a time"
         self.running += 1
         await asyncio.sleep(0)
@@ -47,6 +48,9 @@ class Recorder:
         self.fail(found)
         self.batches.append(found)
         self.order += found
+
+    def restart(self) -> None:
+        pass
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         assert len(chunk) == 1
@@ -59,7 +63,8 @@ class Running:
 
     def __init__(self, processor: Any, batch_max: int = 8, ready: Any = None) -> None:
         self.fatal: list[BaseException] = []
-        self.lane = Lane("test", processor, batch_max, self._failed, ready)
+        size = BatchSize(TEN_SECONDS, batch_max, batch_max)
+        self.lane = Lane("test", processor, size, self._failed, ready)
         self.task: asyncio.Task[None] | None = None
 
     async def _failed(self, error: BaseException) -> None:

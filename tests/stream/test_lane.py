@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from models.errors import LeptonError, StateError
 from stream import lane as lane_module
 from stream import metrics
-from stream.lane import POISON_LIMIT
+from stream.lane import POISON_LIMIT, GoOn
 from stream.transport import Chunk
 from tests.stream.recorder import Recorder, Running, chunk, run, until
 
@@ -35,20 +35,20 @@ def test_chunks_that_wait_share_a_batch() -> None:
             await lane.lane.put(chunk(first, count))
         async with lane:
             await until(lambda: len(recorder.order) == 10)
-        assert recorder.batches == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+        assert recorder.batches == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]
 
     run(test())
 
 
-def test_a_chunk_larger_than_a_batch_is_a_batch() -> None:
-    """A single chunk is not cut while nothing is wrong with it."""
+def test_a_chunk_larger_than_a_batch_is_cut() -> None:
+    """A batch has no more records than it may have, whatever came in one chunk."""
 
     async def test() -> None:
         recorder = Recorder()
         async with Running(recorder, batch_max=4) as lane:
             await lane.lane.put(chunk(0, 11))
-            await until(lambda: bool(recorder.batches))
-        assert recorder.batches == [list(range(11))]
+            await until(lambda: len(recorder.order) == 11)
+        assert recorder.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
     run(test())
 
@@ -60,9 +60,9 @@ def test_a_full_lane_makes_the_caller_wait() -> None:
         gate = asyncio.Event()
 
         class Gated(Recorder):
-            async def process(self, chunks: list[Chunk]) -> None:
+            async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
                 await gate.wait()
-                await super().process(chunks)
+                await super().process(chunks, go_on)
 
         recorder = Gated()
         async with Running(recorder, batch_max=4) as lane:

@@ -9,6 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from models.errors import LeptonError
 from stream import lane as lane_module
+from stream.lane import GoOn
 from stream.source import Source, Verdict
 from stream.store.keys import Position
 from stream.transport import Chunk
@@ -29,10 +30,10 @@ def test_stopping_finishes_the_batch_in_hand() -> None:
         started, gate = asyncio.Event(), asyncio.Event()
 
         class Gated(Recorder):
-            async def process(self, chunks: list[Chunk]) -> None:
+            async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
                 started.set()
                 await gate.wait()
-                await super().process(chunks)
+                await super().process(chunks, go_on)
 
         recorder = Gated()
         lane = Running(recorder, batch_max=2)
@@ -138,9 +139,9 @@ def test_a_bad_record_behind_a_real_hole_does_not_hold_up_the_partition() -> Non
         seeks: list[int] = []
 
         class Positioned(Recorder):
-            async def process(self, chunks: list[Chunk]) -> None:
+            async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
                 for part in self.admitted(chunks):
-                    await super().process([part])
+                    await super().process([part], go_on)
                     source.advance(Position(part.offset + 1))
 
             async def bury(self, chunk: Chunk, error: Exception) -> None:

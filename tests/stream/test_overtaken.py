@@ -71,7 +71,7 @@ def test_labels_after_a_fenced_write_are_not_applied(store: RedisStore, settings
 
     async def run() -> None:
         await delivery.take_over(TP_LABELS)
-        await processor.process([_chunk(codec, 3)])
+        await processor.process([_chunk(codec, 3)], lambda: None)
 
     asyncio.run(run())
     stored = store.load({TAG: []}, {"merchant": ["m"]})

@@ -19,8 +19,8 @@ def test_order_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LEPTON_REDIS_PORT", "2222")
     monkeypatch.setenv("LEPTON_PARTITIONS", "8")
     settings = load_settings(partitions=16, http_port=None)
-    assert (settings.partitions, settings.redis_port, settings.http_port, settings.batch_max_events) == (
-        16, 2222, 3333, 512,
+    assert (settings.partitions, settings.redis_port, settings.http_port, settings.latency_objective_ms) == (
+        16, 2222, 3333, 50,
     )  # fmt: skip
 
 

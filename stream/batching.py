@@ -1,0 +1,32 @@
+"""How large a batch may be: as large as the latency objective allows.
+
+A batch takes what waits and never waits for more, so under light load batches are small by themselves. Under heavy
+load larger ones are cheaper an event, until the events in them take longer than the objective.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BatchSize"]
+
+SMALLEST = 64  # below that the fixed cost of a batch is most of it: smaller ones would lag more, not less
+LARGEST = 4096  # bounds memory
+FIRST = 512
+ROOM = 0.7  # share of the objective that a batch may take from its begin to its end; the rest is for waiting
+GROW, SHRINK = 1.25, 0.5  # at most, from one batch to the next
+
+
+class BatchSize:
+    """`limit` is the greatest number of records of the next batch. Follows what full batches were seen to take."""
+
+    def __init__(self, objective_s: float, smallest: int = SMALLEST, largest: int = LARGEST) -> None:
+        self._target_s, self._smallest, self._largest = objective_s * ROOM, smallest, largest
+        self.limit = min(max(FIRST, smallest), largest)
+
+    def observe(self, records: int, seconds: float) -> None:
+        """A batch of so many records took so long, from its begin until it was stored."""
+        too_slow = seconds > self._target_s
+        if records < self.limit / 2 and not (too_slow and records > self._smallest):
+            return  # too small to say how long a full one takes
+        change = min(max(self._target_s / max(seconds, 1e-9), SHRINK), GROW)
+        base = min(records, self.limit) if too_slow else self.limit
+        self.limit = int(min(max(base * change, self._smallest), self._largest))
