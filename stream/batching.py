@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["BatchSize"]
 
-SMALLEST = 64  # below that the fixed cost of a batch is most of it: smaller ones would lag more, not less
+SMALLEST = 256  # below that the fixed cost of a batch is too much of it: smaller ones would lag more, not less
 LARGEST = 4096  # bounds memory
 FIRST = 512
 ROOM = 0.7  # share of the objective that a batch may take from its begin to its end; the rest is for waiting

@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from aiokafka.consumer import fetcher
 from faust import App, Schema
 from faust.transport.drivers import aiokafka as driver
 from faust.transport.utils import DefaultSchedulingStrategy
@@ -27,18 +28,21 @@ POLL_S = 0.1  # a fetch returns sooner when there is something
 
 
 class Chunk:
-    """Consecutive records of one partition, in the shape of a consumer record whose offset is the last one's."""
+    """Consecutive records of one partition, in the shape of a consumer record whose offset is the last one's.
+
+    records: at least one, each with offset, timestamp (ms), key, value and headers.
+    """
 
     __slots__ = (
         "checksum", "headers", "key", "offset", "partition", "records", "serialized_key_size",
         "serialized_value_size", "timestamp", "timestamp_type", "topic",
     )  # fmt: skip
 
-    def __init__(self, records: list[Any]) -> None:
+    def __init__(self, tp: TP, records: list[Any]) -> None:
         last = records[-1]
-        self.records = records  # aiokafka's ConsumerRecord, at least one
-        self.topic: str = last.topic
-        self.partition: int = last.partition
+        self.records = records
+        self.topic: str = tp.topic
+        self.partition: int = tp.partition
         self.offset: int = last.offset
         self.timestamp, self.timestamp_type = last.timestamp, last.timestamp_type
         self.headers: tuple[()] = ()
@@ -63,11 +67,11 @@ class Chunk:
 
     def since(self, offset: int) -> Chunk:
         """The records from this offset on; there is at least one."""
-        return self if self.first >= offset else Chunk([r for r in self.records if r.offset >= offset])
+        return self if self.first >= offset else Chunk(self.tp, [r for r in self.records if r.offset >= offset])
 
     def split(self, count: int) -> tuple[Chunk, Chunk]:
         """The first `count` records and the rest; both have some."""
-        return Chunk(self.records[:count]), Chunk(self.records[count:])
+        return Chunk(self.tp, self.records[:count]), Chunk(self.tp, self.records[count:])
 
     def halves(self) -> tuple[Chunk, Chunk]:
         """Two chunks of about the same size; there are at least two records."""
@@ -116,6 +120,12 @@ def use_chunks(
         chunked = topics
         thread = Thread
 
+    class Records(fetcher.PartitionRecords):
+        def _consumer_record(self, tp: Any, record: Any) -> Any:
+            # building a ConsumerRecord costs more than decoding what is in it
+            return record if tp.topic in topics else super()._consumer_record(tp, record)
+
+    fetcher.PartitionRecords = Records  # private hook; for consumers of these topics in this process
     Consumer.where_to_start = staticmethod(where_to_start)
     Consumer.stored = staticmethod(stored)
     Consumer.before_stop = staticmethod(before_stop)
@@ -131,7 +141,7 @@ def use_chunks(
 def _cut(tp: TP, records: list[Any], topics: frozenset[str], size: int) -> list[Any]:
     if tp.topic not in topics:
         return records
-    return [Chunk(records[i : i + size]) for i in range(0, len(records), size)]
+    return [Chunk(tp, records[i : i + size]) for i in range(0, len(records), size)]
 
 
 class _ChunkConsumer(driver.Consumer):

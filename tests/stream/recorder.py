@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiokafka.structs import ConsumerRecord
+from faust.types import TP
 
 from stream.batching import BatchSize
 from stream.lane import GoOn, Lane
@@ -18,9 +19,10 @@ TEN_SECONDS = 10.0
 
 
 def chunk(first: int, count: int, partition: int = 0) -> Chunk:
-    return Chunk([
+    records = [
         ConsumerRecord("t.events", partition, o, 0, 0, None, None, None, 0, 0, ()) for o in range(first, first + count)
-    ])  # fmt: skip
+    ]
+    return Chunk(TP("t.events", partition), records)
 
 
 def offsets(chunks: list[Chunk]) -> list[int]:

@@ -149,7 +149,7 @@ def test_a_state_error_behind_others_stops_the_worker_after_them() -> None:
 @given(seed=st.integers(0, 2**32), poison=st.sets(st.integers(0, 59), max_size=5), away=st.sampled_from([0, 0.02, 0.2]))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_record_once_and_in_order(seed: int, poison: set[int], away: float) -> None:
-    """Batches fail at any step, for any reason, with others before and behind them: nothing is lost, doubled or moved."""
+    """Batches fail at any step, with others before and behind them: nothing is lost, doubled or out of order."""
 
     async def test() -> None:
         rng = random.Random(seed)

@@ -49,9 +49,9 @@ def _chunk(codec: Codec, days: int) -> Chunk:
     """One label a day for merchant m."""
     times = [START_MS + day * DAY_MS for day in range(days)]
     values = [codec.encode_label(f"e{i}", time, True, {"merchant_id": "m"}) for i, time in enumerate(times)]
-    facts = {"topic": TP_LABELS.topic, "partition": 0, "timestamp_type": 0, "key": None}
     records = enumerate(zip(values, times, strict=True))
-    return Chunk([SimpleNamespace(offset=i, value=v, timestamp=t, **facts) for i, (v, t) in records])
+    facts = {"timestamp_type": 0, "key": None}
+    return Chunk(TP_LABELS, [SimpleNamespace(offset=i, value=v, timestamp=t, **facts) for i, (v, t) in records])
 
 
 def test_labels_after_a_fenced_write_are_not_applied(store: RedisStore, settings: Settings) -> None:

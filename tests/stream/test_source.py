@@ -7,6 +7,7 @@ from collections import deque
 
 import pytest
 from aiokafka.structs import ConsumerRecord
+from faust.types import TP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,8 @@ from stream.transport import Chunk
 
 def chunk(*offsets: int) -> Chunk:
     """A chunk of records at these offsets, all of one partition."""
-    return Chunk([ConsumerRecord("t.events", 3, o, 1000 + o, 0, b"k", b"v", None, 1, 1, ()) for o in offsets])
+    records = [ConsumerRecord("t.events", 3, o, 1000 + o, 0, b"k", b"v", None, 1, 1, ()) for o in offsets]
+    return Chunk(TP("t.events", 3), records)
 
 
 def offsets(part: Chunk) -> list[int]:
