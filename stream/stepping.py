@@ -35,7 +35,7 @@ def advance(layout: Layout, parts: Sequence[Part], stored: Stored, places: dict[
     first_entity = np.cumsum([0, *(len(part.entities) for part in parts)]).tolist()
     first_event = np.cumsum([0, *(len(part.owner_M) for part in parts)]).tolist()
     loaded = Loaded(
-        states_N=np.concatenate([stored.states[part.tag] for part in parts]),
+        states_N=_joined([stored.states[part.tag] for part in parts]),
         owner_M=np.concatenate([part.owner_M + n for part, n in zip(parts, first_entity, strict=False)]),
         rings=stored.rings,
         ring_owner={name: np.concatenate([_in_batch(p, name, places[name]) for p in parts]) for name in places},
@@ -47,15 +47,19 @@ def advance(layout: Layout, parts: Sequence[Part], stored: Stored, places: dict[
     for i, part in enumerate(parts):
         windows = slice(bounds[i], bounds[i + 1])
         applied_A = result.applied_A[windows] - first_event[i]
-        owners = {name: owner_M[applied_A] for name, owner_M in part.ring_owner.items()}
         part.outcome = Outcome(
             applied_A=applied_A,
             late_A=result.late_A[windows],
             windows=windows,
             states_N=result.states_N[first_entity[i] : first_entity[i + 1]],
-            increments=increments_of(layout, part.decoded.batch.take(applied_A), part.clock_M[applied_A], owners),
+            increments=increments_of(layout, part.decoded.batch, part.clock_M, part.ring_owner, applied_A),
         )
     return result.encoded
+
+
+def _joined(states: list[NDArray[np.void]]) -> NDArray[np.void]:
+    """The states of all parts; of one part they need no copy, which `step` makes anyway."""
+    return states[0] if len(states) == 1 else np.concatenate(states)
 
 
 def _in_batch(part: Part, name: str, places: dict[str, int]) -> NDArray[np.int64]:

@@ -6,188 +6,293 @@ decayed sums with time constant h, Σ e^(−age/h)·x, whose expectation for a s
 the last h. Ages are against the entity's clock, the greatest event time seen; a late event does not turn it
 back, and counts in the decayed sums with the weight of its age.
 
-Legend: A applied events sorted by entity and arrival, L events in a window, H horizons, S decayed sums.
+Legend: R rows of a section, H horizons, S decayed sums, C columns of context, V values, K hashes.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features.layout import Layout
-from models.features.windows import Sections, transform
+from models.compiled import compiled, inlined
+from models.features.facts import Facts
+from models.features.numerics import log1p, transformed
+from models.features.windows import Section
 
-__all__ = ["advance_decayed", "entity_clock", "horizon_features"]
+__all__ = ["Scratch", "advance_decayed", "empty_scratch", "write_context"]
 
-CLOCK_BITS = 43  # epoch ms until the year 2248; the rest of 63 bits numbers the entities of a batch
 DEVIATION_FLOOR = 1e-3  # of the mean: one event, or equal amounts, have no spread to divide by
 ZSCORE_LIMIT = 20.0
+BLOCK = 16  # inner loops are this long: whole vector registers, no remainder
 
 
-def entity_clock(
-    clock_N: NDArray[np.int64], owner_A: NDArray[np.int64], time_A: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Each entity's greatest event time up to and including each event: int64 (A,)."""
-    section_A = owner_A << CLOCK_BITS
-    running_A: NDArray[np.int64] = np.maximum.accumulate(section_A + np.maximum(time_A, clock_N[owner_A]))
-    clock_A: NDArray[np.int64] = running_A - section_A
-    return clock_A
+class Scratch(NamedTuple):
+    """Room for the context of one event.
 
-
-def advance_decayed(
-    layout: Layout,
-    states_N: NDArray[np.void],
-    owner_A: NDArray[np.int64],
-    s: Sections,
-    clock_A: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Decayed sums before each event (A, H, S), as of its clock, and after the last of each entity (N, H, S).
-
-    One round for each repetition of the busiest entity; a round is an array operation over entities. The
-    recurrence is stepped, not solved in closed form, so the sums are the same to the bit in any batching.
+    Of the window's earlier rows in the order of their times, with empty places behind them (W: a multiple of BLOCK):
+    time_W, values_VW, hashes_KW. before_HS: decayed sums without the event. first_H: the first row within each
+    horizon. exact_H: whether the window holds it. work_W, sums_3W, distinct_W: see where they are used.
     """
-    horizons_H = np.array(layout.pipeline.window.horizons_ms, dtype=np.float64)
-    sums_NHS = states_N["decayed"].copy()
-    clock_N = states_N["clock"].copy()
-    time_A = s.time_E[s.event_A]
-    terms_AS = _terms(layout, s.values_EV[s.event_A])
-    late_AH = np.exp(-(clock_A - time_A)[:, None] / horizons_H)
-    before_AHS = np.empty((len(owner_A), *sums_NHS.shape[1:]))
-    by_rank = np.argsort(s.rank_A, kind="stable")
-    bounds = np.concatenate(([0], np.cumsum(np.bincount(s.rank_A))))
-    for first, last in pairwise(bounds.tolist()):
-        a = by_rank[first:last]
-        n = owner_A[a]
-        faded_HS = np.exp(-(clock_A[a] - clock_N[n])[:, None] / horizons_H)
-        before_AHS[a] = sums_NHS[n] * faded_HS[:, :, None]
-        sums_NHS[n] = before_AHS[a] + late_AH[a][:, :, None] * terms_AS[a][:, None, :]
-        clock_N[n] = clock_A[a]
-    return before_AHS, sums_NHS
+
+    time_W: NDArray[np.float64]
+    values_VW: NDArray[np.float32]
+    hashes_KW: NDArray[np.uint32]
+    before_HS: NDArray[np.float64]
+    first_H: NDArray[np.int64]
+    exact_H: NDArray[np.bool_]
+    work_W: NDArray[np.int32]
+    sums_3W: NDArray[np.float64]
+    distinct_W: NDArray[np.int64]
 
 
-def _terms(layout: Layout, values_AV: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What one event adds: 1, then for each number 1, x and x² (0 where it is missing): (A, S)."""
-    terms = [np.ones(len(values_AV))]
-    for v in range(len(layout.number_names)):
-        x_A = values_AV[:, v].astype(np.float64)
-        known_A = ~np.isnan(x_A)
-        x_A = np.where(known_A, x_A, 0.0)
-        terms += [known_A.astype(np.float64), x_A, x_A * x_A]
-    return np.column_stack(terms)
+@inlined
+def empty_scratch(facts: Facts) -> Scratch:
+    horizons = len(facts.horizon_H)
+    places = facts.length // BLOCK * BLOCK + BLOCK  # more than the L - 1 earlier rows
+    return Scratch(
+        np.empty(places),
+        np.empty((facts.numbers, places), np.float32),
+        np.empty((facts.hashes, places), np.uint32),
+        np.empty(horizons * (1 + 3 * facts.numbers)),
+        np.empty(horizons, np.int64),
+        np.empty(horizons, np.bool_),
+        np.empty(places, np.int32),
+        np.empty((3, places)),
+        np.empty(places, np.int64),
+    )
 
 
-def horizon_features(
-    layout: Layout,
-    s: Sections,
-    mask_AL: NDArray[np.bool_],
-    clock_A: NDArray[np.int64],
-    total_A: NDArray[np.int64],
-    before_AHS: NDArray[np.float64],
-) -> list[NDArray[np.float64]]:
+@inlined
+def advance_decayed(
+    facts: Facts,
+    section: Section,
+    row: int,
+    elapsed_ms: float,
+    age_ms: float,
+    sums_HS: NDArray[np.float64],
+    before_HS: NDArray[np.float64],
+) -> None:
+    """Fade the sums to the entity's clock, keep them as `before_HS`, and add the event in this row.
+
+    Each number adds 1, x and x², or nothing where it is missing. elapsed_ms: how far the event moved the clock.
+    age_ms: how late it is. Both arrays have the sums of the horizons end to end. The recurrence is stepped, not
+    solved in closed form, so the sums are the same to the bit in any batching.
+    """
+    i = 0
+    for h in range(len(facts.horizon_H)):
+        faded = math.exp(-elapsed_ms / facts.horizon_H[h]) if elapsed_ms > 0.0 else 1.0
+        weight = math.exp(-age_ms / facts.horizon_H[h]) if age_ms > 0.0 else 1.0
+        before_HS[i] = sums_HS[i] * faded
+        sums_HS[i] = before_HS[i] + weight
+        i += 1
+        for v in range(facts.numbers):
+            x = np.float64(section.values_VR[v, row])
+            known = 0.0 if np.isnan(x) else weight
+            amount = 0.0 if np.isnan(x) else x
+            for s in range(i, i + 3):
+                before_HS[s] = sums_HS[s] * faded
+            sums_HS[i] = before_HS[i] + known
+            sums_HS[i + 1] = before_HS[i + 1] + known * amount
+            sums_HS[i + 2] = before_HS[i + 2] + known * (amount * amount)
+            i += 3
+
+
+@compiled
+def write_context(
+    facts: Facts, section: Section, scratch: Scratch, row: int, clock: float, total: int, out_C: NDArray[np.float32]
+) -> None:
     """The context columns from `history` to the last horizon, in `layout.inputs.context` order.
 
-    total_A: events of the entity before this one, ever. history: log1p of it. over_median: transformed number
+    total: events of the entity before this one, ever. history: log1p of it. over_median: transformed number
     minus the transformed median of the window's earlier events. seen: 1 if an earlier event of the window had
     this value. For each horizon: log1p of the number of events, this one included; for each number the
     transformed sum (included) and mean (excluded), the deviation relative to the mean, and the z-score of this
     event against them; for each category and entity log1p of distinct values, this event's included, in the
     window (a lower bound where the window does not hold the horizon).
     """
-    age_AL = np.maximum(clock_A[:, None] - s.time_E[s.window_AL], 0)
-    earlier_AL = mask_AL.copy()
-    earlier_AL[:, -1] = False
-    values_ALV = s.values_EV[s.window_AL][:, :, : len(layout.number_names)].astype(np.float64)
-    columns = [np.log1p(total_A.astype(np.float64))]
-    for v, name in enumerate(layout.number_names):
-        columns.append(_over_median(layout, name, values_ALV[:, :, v], earlier_AL))
-    hashes_ALK = s.hashes_EK[s.window_AL]
-    aged_AL, latest_KAL = _latest_by_age(age_AL, hashes_ALK, mask_AL)
-    for k in range(hashes_ALK.shape[2]):
-        same_AL = earlier_AL & (hashes_ALK[:, :, k] == hashes_ALK[:, -1:, k]) & (hashes_ALK[:, -1:, k] != 0)
-        columns.append(same_AL.any(axis=1).astype(np.float64))
-    for h, horizon in enumerate(layout.pipeline.window.horizons_ms):
-        within_AL = earlier_AL & (age_AL <= horizon)
+    lowest = max(row - facts.length + 1, 0)
+    earlier = row - lowest
+    _sort_by_time(facts, section, scratch, lowest, row)
+    numbers, hashes = facts.numbers, facts.hashes
+    out_C[0] = log1p(np.float64(total))
+    first_column = 1 + numbers + hashes
+    width = 1 + 4 * numbers + hashes
+    for h in range(len(facts.horizon_H)):
+        horizon = facts.horizon_H[h]
+        within = 0
+        for i in range(_places(earlier)):
+            within += clock - scratch.time_W[i] <= horizon
         # the window holds L - 1 earlier events: all there are, or enough to reach past the horizon
-        exact_A = (total_A < layout.length) | (age_AL[:, 0] > horizon)
-        count_A = np.where(exact_A, within_AL.sum(axis=1), before_AHS[:, h, 0])
-        columns.append(np.log1p(count_A + 1.0))
-        for v, name in enumerate(layout.number_names):
-            decayed_A3 = before_AHS[:, h, 1 + 3 * v : 4 + 3 * v]
-            columns += _number_stats(layout, name, values_ALV[:, :, v], within_AL, exact_A, decayed_A3)
-        for latest_AL in latest_KAL:
-            distinct_A = (latest_AL & (aged_AL <= horizon)).sum(axis=1)
-            columns.append(np.log1p(distinct_A.astype(np.float64)))
-    return columns
+        exact = total < facts.length or clock - section.time_R[lowest] > horizon
+        scratch.first_H[h] = earlier - within
+        scratch.exact_H[h] = exact
+        count = np.float64(within) if exact else scratch.before_HS[h * (1 + 3 * numbers)]
+        out_C[first_column + h * width] = log1p(count + 1.0)
+    for v in range(numbers):
+        now, how = np.float64(section.values_VR[v, row]), facts.how_P[v]
+        out_C[1 + v] = _over_median(scratch.values_VW[v], earlier, now, how, scratch.work_W)
+        _suffix_sums(scratch.values_VW[v], earlier, scratch.sums_3W)
+        for h in range(len(facts.horizon_H)):
+            place = h * (1 + 3 * numbers) + 1 + 3 * v
+            _number_stats(scratch, h, place, how, now, out_C, first_column + h * width + 1 + 4 * v)
+    for k in range(hashes):
+        now_hash = section.hashes_KR[k, row]
+        out_C[1 + numbers + k] = _distinct(scratch.hashes_KW[k], earlier, now_hash, scratch.work_W, scratch.distinct_W)
+        for h in range(len(facts.horizon_H)):
+            column = first_column + h * width + 1 + 4 * numbers + k
+            out_C[column] = facts.log_count[scratch.distinct_W[scratch.first_H[h]]]
 
 
-def _over_median(
-    layout: Layout, name: str, x_AL: NDArray[np.float64], earlier_AL: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    known_AL = earlier_AL & ~np.isnan(x_AL)
-    count_A = known_AL.sum(axis=1)
-    sorted_AL = np.sort(np.where(known_AL, x_AL, np.inf), axis=1)
-    rows = np.arange(len(x_AL))
-    low_A, high_A = sorted_AL[rows, np.maximum(count_A - 1, 0) // 2], sorted_AL[rows, count_A // 2]
-    usable_A = (count_A > 0) & ~np.isnan(x_AL[:, -1])
-    median_A = np.where(usable_A, (np.where(usable_A, low_A, 0.0) + np.where(usable_A, high_A, 0.0)) / 2, 0.0)
-    now_A = np.where(usable_A, x_AL[:, -1], 0.0)
-    return np.where(usable_A, transform(layout, name, now_A) - transform(layout, name, median_A), 0.0)
+@inlined
+def _places(earlier: int) -> int:
+    return (earlier + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _number_stats(
-    layout: Layout,
-    name: str,
-    x_AL: NDArray[np.float64],
-    within_AL: NDArray[np.bool_],
-    exact_A: NDArray[np.bool_],
-    decayed_A3: NDArray[np.float64],
-) -> list[NDArray[np.float64]]:
-    """sum, mean, deviation, zscore of one number over one horizon."""
-    known_AL = within_AL & ~np.isnan(x_AL)
-    x0_AL = np.where(known_AL, x_AL, 0.0)
-    count_A = np.where(exact_A, known_AL.sum(axis=1), decayed_A3[:, 0])
-    sum_A = np.where(exact_A, x0_AL.sum(axis=1), decayed_A3[:, 1])
-    square_A = np.where(exact_A, (x0_AL * x0_AL).sum(axis=1), decayed_A3[:, 2])
-    some_A = count_A > 1e-9  # a decayed count never quite reaches 0
-    divisor_A = np.where(some_A, count_A, 1.0)
-    mean_A = np.where(some_A, sum_A / divisor_A, 0.0)
-    deviation_A = np.sqrt(np.maximum(square_A / divisor_A - mean_A * mean_A, 0.0))
-    floor_A = DEVIATION_FLOOR * np.maximum(np.abs(mean_A), 1.0)
-    now_A = x_AL[:, -1]
-    known_A = ~np.isnan(now_A)
-    z_A = np.clip(
-        (np.where(known_A, now_A, 0.0) - mean_A) / np.maximum(deviation_A, floor_A), -ZSCORE_LIMIT, ZSCORE_LIMIT
-    )
-    return [
-        transform(layout, name, sum_A + np.where(known_A, now_A, 0.0)),
-        transform(layout, name, mean_A),
-        np.where(some_A, deviation_A / np.maximum(np.abs(mean_A), floor_A), 0.0),
-        np.where(some_A & known_A & (deviation_A > floor_A), z_A, 0.0),
-    ]
+@inlined
+def _sort_by_time(facts: Facts, section: Section, scratch: Scratch, first: int, stop: int) -> None:
+    """Copy the rows from `first` up to `stop`, oldest first; rows of one time keep their order.
 
-
-def _latest_by_age(
-    age_AL: NDArray[np.int64], hashes_ALK: NDArray[np.uint32], mask_AL: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Each window's ages, oldest first, and True where a (known) value occurs for the last time: (A, L), (K, A, L).
-
-    This event is last however late it is. Of equal values the youngest is marked, so that it decides whether the
-    value lies within a horizon.
+    The places behind them hold what takes part in nothing: a time before all, an infinite value, no hash.
     """
-    aged_AL = age_AL.copy()
-    aged_AL[:, -1] = 0
-    unordered = np.flatnonzero((aged_AL[:, 1:] > aged_AL[:, :-1]).any(axis=1))
-    if len(unordered):  # windows with late events
-        order = np.argsort(-aged_AL[unordered], axis=1, kind="stable")
-        hashes_ALK, mask_AL = hashes_ALK.copy(), mask_AL.copy()
-        for array in (aged_AL, mask_AL):
-            array[unordered] = np.take_along_axis(array[unordered], order, axis=1)
-        hashes_ALK[unordered] = np.take_along_axis(hashes_ALK[unordered], order[:, :, None], axis=1)
-    # Places first: comparing with all places `d` later is one operation over contiguous memory.
-    hashes_LAK = np.ascontiguousarray(hashes_ALK.transpose(1, 0, 2))
-    latest_LAK = mask_AL.T[:, :, None] & (hashes_LAK != 0)
-    for d in range(1, len(hashes_LAK)):
-        latest_LAK[:-d] &= hashes_LAK[:-d] != hashes_LAK[d:]
-    return aged_AL, np.ascontiguousarray(latest_LAK.transpose(2, 1, 0))
+    time_W = scratch.time_W
+    earlier = stop - first
+    _copy(section.time_R[first:stop], time_W)
+    for v in range(facts.numbers):
+        _copy(section.values_VR[v, first:stop], scratch.values_VW[v])
+    for k in range(facts.hashes):
+        _copy(section.hashes_KR[k, first:stop], scratch.hashes_KW[k])
+    late = 0
+    for i in range(1, earlier):
+        late += time_W[i] < time_W[i - 1]
+    if late:
+        _move_late(facts, scratch, earlier)
+    for i in range(earlier, _places(earlier)):
+        time_W[i] = -np.inf
+        for v in range(facts.numbers):
+            scratch.values_VW[v, i] = np.inf
+        for k in range(facts.hashes):
+            scratch.hashes_KW[k, i] = 0
+
+
+@inlined
+def _copy(rows_E: NDArray[np.generic], out_W: NDArray[np.generic]) -> None:
+    for i in range(len(rows_E)):
+        out_W[i] = rows_E[i]
+
+
+@compiled
+def _move_late(facts: Facts, scratch: Scratch, earlier: int) -> None:
+    """Insertion sort, for rows that are almost in order."""
+    time_W = scratch.time_W
+    for i in range(1, earlier):
+        place = i
+        while place > 0 and time_W[place - 1] > time_W[place]:
+            time_W[place - 1], time_W[place] = time_W[place], time_W[place - 1]
+            for v in range(facts.numbers):
+                x_W = scratch.values_VW[v]
+                x_W[place - 1], x_W[place] = x_W[place], x_W[place - 1]
+            for k in range(facts.hashes):
+                hash_W = scratch.hashes_KW[k]
+                hash_W[place - 1], hash_W[place] = hash_W[place], hash_W[place - 1]
+            place -= 1
+
+
+@inlined
+def _over_median(x_W: NDArray[np.float32], earlier: int, now: float, how: int, rank_W: NDArray[np.int32]) -> float:
+    """A sorted place is found by counting: the m-th smallest is the greatest with at most m smaller ones."""
+    places = _places(earlier)
+    known = 0
+    for i in range(earlier):
+        known += not np.isnan(x_W[i])
+    if known == 0 or np.isnan(now):
+        return 0.0
+    for i in range(places):
+        rank_W[i] = 0
+    for j in range(0, places, 4):
+        a, b, c, d = x_W[j], x_W[j + 1], x_W[j + 2], x_W[j + 3]
+        for i in range(places):
+            x = x_W[i]  # nothing is smaller than NaN, or than NaN is
+            rank_W[i] += np.int32(a < x) + np.int32(b < x) + np.int32(c < x) + np.int32(d < x)
+    low = high = np.float32(-np.inf)
+    for i in range(earlier):
+        x = x_W[i]
+        low = x if rank_W[i] <= (known - 1) // 2 and x > low else low
+        high = x if rank_W[i] <= known // 2 and x > high else high
+    median = (np.float64(low) + np.float64(high)) / 2
+    return transformed(how, now) - transformed(how, median)
+
+
+@inlined
+def _suffix_sums(x_W: NDArray[np.float32], earlier: int, sums_3W: NDArray[np.float64]) -> None:
+    """Of the known values from each place to the newest earlier row: how many, their sum, the sum of squares."""
+    count = total = square = 0.0
+    sums_3W[0, earlier] = sums_3W[1, earlier] = sums_3W[2, earlier] = 0.0
+    for i in range(earlier - 1, -1, -1):
+        missing = np.isnan(x_W[i])
+        x = 0.0 if missing else np.float64(x_W[i])
+        count += 0.0 if missing else 1.0
+        total += x
+        square += x * x
+        sums_3W[0, i] = count
+        sums_3W[1, i] = total
+        sums_3W[2, i] = square
+
+
+@inlined
+def _number_stats(
+    scratch: Scratch, h: int, decayed: int, how: int, now: float, out_C: NDArray[np.float32], c: int
+) -> None:
+    """sum, mean, deviation, zscore of one number over one horizon, from column c on. decayed: where its sums are."""
+    if scratch.exact_H[h]:
+        place = scratch.first_H[h]
+        count, total, square = scratch.sums_3W[0, place], scratch.sums_3W[1, place], scratch.sums_3W[2, place]
+    else:
+        sums_HS = scratch.before_HS
+        count, total, square = sums_HS[decayed], sums_HS[decayed + 1], sums_HS[decayed + 2]
+    known = not np.isnan(now)
+    some = count > 1e-9  # a decayed count never quite reaches 0
+    mean = total / count if some else 0.0
+    deviation = math.sqrt(max(square / count - mean * mean, 0.0)) if some else 0.0
+    floor = DEVIATION_FLOOR * max(abs(mean), 1.0)
+    zscore = min(max((now - mean) / deviation, -ZSCORE_LIMIT), ZSCORE_LIMIT)
+    out_C[c] = transformed(how, total + (now if known else 0.0))
+    out_C[c + 1] = transformed(how, mean)
+    out_C[c + 2] = deviation / max(abs(mean), floor)
+    out_C[c + 3] = zscore if known and deviation > floor else 0.0
+
+
+@inlined
+def _distinct(
+    hashes_W: NDArray[np.uint32],
+    earlier: int,
+    now: np.uint32,
+    last_W: NDArray[np.int32],
+    distinct_W: NDArray[np.int64],
+) -> float:
+    """Sets how many distinct values the event and the rows from each place on have; 1 if a row has the event's.
+
+    Of rows with one value the youngest counts, the event before all: so it decides whether a horizon holds it.
+    """
+    places = _places(earlier)
+    for j in range(0, places, 4):
+        a, b, c, d = hashes_W[j], hashes_W[j + 1], hashes_W[j + 2], hashes_W[j + 3]
+        for i in range(places):
+            found = hashes_W[i]
+            last = np.int32(j) if found == a else last_W[i]
+            last = np.int32(j + 1) if found == b else last
+            last = np.int32(j + 2) if found == c else last
+            last_W[i] = np.int32(j + 3) if found == d else last
+    seen = np.int32(0)
+    for i in range(places):
+        found = hashes_W[i]
+        seen += np.int32(found == now)
+        last_W[i] = np.int32((last_W[i] == np.int32(i)) & (found != now) & (found != 0))
+    count = np.int64(now != 0)
+    distinct_W[earlier] = count
+    for i in range(earlier - 1, -1, -1):
+        count += last_W[i]
+        distinct_W[i] = count
+    return 1.0 if seen and now != 0 else 0.0

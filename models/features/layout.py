@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.features.encoded import InputSpec
+from models.features.facts import Facts
+from models.features.numerics import ASINH, LINEAR, LOG1P
 from models.pipeline.spec import (
     BooleanField,
     CategoryField,
@@ -34,6 +36,8 @@ STATE_VERSION = 1
 BUCKETS_PER_HALF_LIFE = 6
 VISIBLE_SLOTS = 32
 RING_SLOTS = 40
+
+TRANSFORMS = {"linear": LINEAR, "log1p": LOG1P, "asinh": ASINH}
 
 SLOT = np.dtype([("bucket", "<i4"), ("count", "<u4"), ("labels", "<u4"), ("frauds", "<u4"), ("amount", "<i8")])
 
@@ -60,12 +64,17 @@ class Layout:
         self.state_dtype = self._state_dtype()
         self.layout_id = self._layout_id()
         self.inputs = InputSpec(self._x_names(), self._codes(), self._context_names(), self.length)
+        self.facts = self._facts()
 
     def empty_states(self, count: int) -> NDArray[np.void]:
         """States of entities never heard of: structured (N,)."""
         states = np.zeros(count, self.state_dtype)
         states["version"], states["layout"] = STATE_VERSION, self.layout_id
         return states
+
+    def transform(self, name: str) -> int:
+        """The transform of a number or boolean field, as `models.features.numerics` numbers them."""
+        return TRANSFORMS[getattr(self.pipeline.fields[name], "transform", "linear")]
 
     def profile_id(self, profile: Profile) -> int:
         """32 bits that change when stored rings of this profile could no longer be read."""
@@ -95,6 +104,24 @@ class Layout:
     def _layout_id(self) -> int:
         facts = [self.values, self.hashes, self.length, self.pipeline.window.horizons_ms]
         return zlib.crc32(msgspec.json.encode(facts))
+
+    def _facts(self) -> Facts:
+        plain, fields = self.number_names + self.boolean_names, self.pipeline.fields
+        numbers, hashes, horizons = len(self.number_names), len(self.hashes), self.pipeline.window.horizons_ms
+        return Facts(
+            length=self.length,
+            numbers=numbers,
+            values=len(self.values),
+            hashes=hashes,
+            columns=len(self.inputs.x),
+            context=1 + numbers + hashes + len(horizons) * (1 + 4 * numbers + hashes),
+            horizon_H=np.array(horizons, dtype=np.float64),
+            how_P=np.array([self.transform(name) for name in plain], dtype=np.int64),
+            optional_P=np.array([p for p, name in enumerate(plain) if name in self.optional_values], dtype=np.int64),
+            optional_G=np.array([not fields[name].required for name in self.geo_names], dtype=np.int64),
+            buckets_K=np.array([buckets for _, buckets in self.inputs.codes], dtype=np.int64),
+            log_count=np.log1p(np.arange(self.length + 1.0)),
+        )
 
     def _x_names(self) -> tuple[str, ...]:
         names = [*self.number_names, *self.boolean_names]

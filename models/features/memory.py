@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.events import EventBatch, LabelBatch
 from models.features.layout import Layout
 from models.features.profiles import accumulate, collect
-from models.features.step import Loaded, Step, step
+from models.features.step import Loaded, Step, increments_of, step
 from models.pipeline.spec import Pipeline
 
 __all__ = ["MemoryStore"]
@@ -54,9 +54,8 @@ class MemoryStore:
         loaded = Loaded(self._states.array[rows_N], owner_M.ravel(), rings, ring_owner)
         result = step(self.layout, batch, clock_M, loaded)
         self._states.array[rows_N] = result.states_N
-        for name, parts in result.increments.items():
-            for added in parts:
-                accumulate(rings[name], added)
+        for name, added in increments_of(self.layout, batch, clock_M, ring_owner, result.applied_A).items():
+            accumulate(rings[name], added)
             self._profiles[name].array[ring_rows[name]] = rings[name]
         return result
 

@@ -7,7 +7,7 @@ sums are exact. An event of the partition's clock c reads the buckets that ended
 far other partitions and labels have got. An event counts in the bucket of its partition's clock, the greatest
 event time so far, not of its own time: a bucket that was read never changes.
 
-Legend: P profiles, R half-lives, S ring slots, M contributions, A reading events.
+Legend: P profiles, R half-lives, S ring slots, M contributions or reading events, C columns of context.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.compiled import compiled, inlined, plain
 from models.features.layout import BUCKETS_PER_HALF_LIFE, RING_SLOTS, VISIBLE_SLOTS, Layout
-from models.features.windows import transform
+from models.features.numerics import LINEAR, log1p, transformed
 from models.pipeline.spec import Profile
 
-__all__ = [
-    "AMOUNT_SCALE", "COUNTERS", "Increments", "accumulate", "bucket_ms", "collect", "profile_features", "safe_span_ms",
-]  # fmt: skip
+__all__ = ["AMOUNT_SCALE", "COUNTERS", "Increments", "accumulate", "bucket_ms", "collect", "read", "safe_span_ms"]
 
 AMOUNT_SCALE = 1000  # amounts are summed in thousandths, as integers
 AMOUNT_LIMIT = 1e12  # one event adds at most this: Redis adds in doubles, exact below 2^53 thousandths
 RATE_PRIOR = 2.0  # labels with no fraud that every profile starts with, so one label is no certainty
 COUNTERS = ("count", "labels", "frauds", "amount")  # of a slot, beside its bucket
-# by age in buckets; the last is of what is not visible
-WEIGHTS = np.append(2.0 ** (-np.arange(VISIBLE_SLOTS) / BUCKETS_PER_HALF_LIFE), 0.0)
+WEIGHTS = 2.0 ** (-np.arange(VISIBLE_SLOTS) / BUCKETS_PER_HALF_LIFE)  # by age in buckets
+# a slot in words of four bytes, and its amount in words of eight
+SLOT_WORDS, BUCKET, COUNT, LABELS, FRAUDS = 6, 0, 1, 2, 3
+SLOT_LONGS, AMOUNT = 3, 2
+UNSIGNED = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,9 @@ def bucket_ms(half_life_ms: int) -> int:
 
 
 def safe_span_ms(layout: Layout) -> int | None:
-    """The longest stretch of clock one batch may cover: its last event must not push out of a ring what its
-    first, which looks `delay` back and VISIBLE_SLOTS further, still reads. None when there are no profiles."""
-    spare = RING_SLOTS - VISIBLE_SLOTS - 1
-    profiles = layout.pipeline.profiles.values()
-    return min((bucket_ms(min(p.half_lives_ms)) * spare - p.delay_ms for p in profiles), default=None)
+    """The longest stretch of clock that may be added before it is read: its last event must not push out of a ring
+    what its first, which looks `delay` back and VISIBLE_SLOTS further, still reads. None without profiles."""
+    return min((_safe_span_ms(profile) for profile in layout.pipeline.profiles.values()), default=None)
 
 
 def collect(
@@ -71,94 +71,252 @@ def collect(
     owner_M: NDArray[np.int64],
     clock_M: NDArray[np.int64],
     *,
-    amount_M: NDArray[np.float64] | None = None,
+    amount_M: NDArray[np.floating] | None = None,
     fraud_M: NDArray[np.bool_] | None = None,
 ) -> Increments:
     """What M events (or, with `fraud_M`, labels) add. owner_M: -1 where there is no such profile."""
-    known_M = owner_M >= 0
-    owner, clock = owner_M[known_M], clock_M[known_M]
-    events = np.full(len(owner), 0 if fraud_M is not None else 1)
-    labels = 1 - events
-    frauds = fraud_M[known_M].astype(np.int64) if fraud_M is not None else np.zeros(len(owner), np.int64)
-    amounts = np.zeros(len(owner), np.int64)
-    if amount_M is not None:
-        limited = np.clip(np.nan_to_num(amount_M[known_M]), -AMOUNT_LIMIT, AMOUNT_LIMIT)
-        amounts = np.rint(limited * AMOUNT_SCALE).astype(np.int64)
-    half_lives = profile.half_lives_ms
-    repeat = len(half_lives)
-    owner, ring = np.tile(owner, repeat), np.repeat(np.arange(repeat), len(owner))
-    bucket = np.concatenate([clock // bucket_ms(half_life) for half_life in half_lives])
-    order = np.lexsort((bucket, ring, owner))
-    owner, ring, bucket = owner[order], ring[order], bucket[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (owner[1:] != owner[:-1]) | (ring[1:] != ring[:-1]) | (bucket[1:] != bucket[:-1])
-    first = np.flatnonzero(new)
-
-    def total(parts: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.add.reduceat(np.tile(parts, repeat)[order], first) if len(first) else np.zeros(0, np.int64)
-
-    return Increments(owner[first], ring[first], bucket[first], total(events), total(labels), total(frauds),
-                      total(amounts))  # fmt: skip
+    owner_M = plain(owner_M, np.int64)
+    lengths_R = _bucket_lengths(profile)
+    out_7I = np.empty((7, len(owner_M) * len(lengths_R)), np.int64)
+    amounts_M = plain(np.zeros(len(owner_M)) if amount_M is None else amount_M, np.float64)
+    frauds_M = np.zeros(len(owner_M), np.bool_) if fraud_M is None else plain(fraud_M, np.bool_)
+    order_M = np.argsort(owner_M, kind="stable")
+    rows = _collect(
+        order_M, owner_M, plain(clock_M, np.int64), amounts_M, frauds_M, fraud_M is not None, lengths_R, out_7I
+    )
+    return Increments(*out_7I[:, :rows])
 
 
 def accumulate(rings_PRS: NDArray[np.void], add: Increments) -> None:
-    """Add in place. A bucket older than what its slot holds now is dropped; a newer one takes the slot."""
+    """Add in place. A bucket older than what its slot holds now is dropped; a newer one takes the slot.
+
+    rings_PRS: contiguous and writable. Increments whose owner is -1 are left out, so that those of another batch can
+    be added to what was loaded for this one: their owners are this batch's rows, or -1 for profiles it lacks.
+    """
     if not len(add):
         return
-    at = (add.owner, add.ring, add.bucket % RING_SLOTS)
-    held = rings_PRS["bucket"][at]
-    np.maximum.at(rings_PRS["bucket"], at, add.bucket.astype(np.int32))
-    fresh = rings_PRS["bucket"][at] != held
-    for name in COUNTERS:
-        rings_PRS[name][tuple(i[fresh] for i in at)] = 0
-    kept = rings_PRS["bucket"][at] == add.bucket
-    for name in COUNTERS:
-        column = rings_PRS[name]
-        np.add.at(column, tuple(i[kept] for i in at), getattr(add, name)[kept].astype(column.dtype))
+    words_PRW, longs_PRW = _words(rings_PRS)
+    columns_7I = np.stack((add.owner, add.ring, add.bucket, add.count, add.labels, add.frauds, add.amount))
+    _accumulate(words_PRW, longs_PRW, plain(columns_7I, np.int64))
 
 
-def profile_features(
+def read(
     layout: Layout,
     profile: Profile,
     rings_PRS: NDArray[np.void],
-    owner_A: NDArray[np.int64],
-    clock_A: NDArray[np.int64],
-    amount_A: NDArray[np.float64] | None,
-) -> list[NDArray[np.float64]]:
-    """The context columns of one profile, in `layout.inputs.context` order; all 0 where owner is -1.
+    owner_M: NDArray[np.int64],
+    clock_M: NDArray[np.int64],
+    values_MV: NDArray[np.float32],
+    applied_M: NDArray[np.bool_],
+    context_MC: NDArray[np.float32],
+    column: int,
+) -> int:
+    """Write the context columns of one profile from `column` on, in `layout.inputs.context` order; the next column.
 
     For each half-life: log1p of the decayed count of events, the fraud rate of the labels that have arrived
-    (shrunk by RATE_PRIOR), log1p of decayed frauds and labels; with an amount field, the transformed mean
-    amount and the event's own transformed amount minus it.
+    (shrunk by RATE_PRIOR), log1p of decayed frauds and labels; with an amount field, the transformed mean amount
+    and the event's own transformed amount minus it. All 0 where owner is -1.
+
+    An event sees what those before it in the batch added; only applied events add. The rings are left as they are.
     """
-    known_A = owner_A >= 0
-    if not known_A.any():
-        width = 4 if profile.amount is None else 6
-        return [np.zeros(len(owner_A))] * (width * len(profile.half_lives))
-    row_A = np.where(known_A, owner_A, 0)
-    columns: list[NDArray[np.float64]] = []
-    for r, half_life in enumerate(profile.half_lives_ms):
-        ring_PS = rings_PRS[:, r]
-        # the newest bucket that ended by clock - delay
-        last_A = (clock_A - profile.delay_ms) // bucket_ms(half_life) - 1
-        age_AS = last_A[:, None] - _rows(ring_PS, "bucket", row_A)
-        visible_AS = (age_AS >= 0) & (age_AS < VISIBLE_SLOTS) & known_A[:, None]
-        weight_AS = WEIGHTS.take(np.where(visible_AS, age_AS, VISIBLE_SLOTS))
-        count_A, labels_A, frauds_A = (
-            (weight_AS * _rows(ring_PS, name, row_A)).sum(axis=1) for name in ("count", "labels", "frauds")
-        )
-        columns += [np.log1p(count_A), frauds_A / (labels_A + RATE_PRIOR), np.log1p(frauds_A), np.log1p(labels_A)]
-        if profile.amount is not None and amount_A is not None:
-            total_A = (weight_AS * _rows(ring_PS, "amount", row_A)).sum(axis=1) / AMOUNT_SCALE
-            some_A = count_A > 0
-            mean_A = np.where(some_A, total_A / np.where(some_A, count_A, 1.0), 0.0)
-            shown_A = transform(layout, profile.amount, mean_A)
-            own_A = transform(layout, profile.amount, np.nan_to_num(amount_A))
-            columns += [shown_A, np.where(some_A & ~np.isnan(amount_A), own_A - shown_A, 0.0)]
-    return columns
+    owner_M = plain(owner_M, np.int64)
+    # Over a short stretch no event sees what another one adds, nor loses what it would see to it. Then nothing need
+    # be added, and the rings need not be copied.
+    adds = _apart(owner_M, clock_M, len(rings_PRS), min(profile.delay_ms, _safe_span_ms(profile)))
+    rings = rings_PRS.copy() if adds or not rings_PRS.flags.c_contiguous else rings_PRS
+    lengths_R = _bucket_lengths(profile)
+    amount, how = -1, LINEAR
+    if profile.amount is not None:
+        amount, how = layout.values.index(profile.amount), layout.transform(profile.amount)
+    _read(
+        *_words(rings), adds, lengths_R, profile.delay_ms, how, WEIGHTS,
+        owner_M, clock_M, values_MV, amount, applied_M, context_MC, column,
+    )  # fmt: skip
+    return column + (4 if amount < 0 else 6) * len(lengths_R)
 
 
-def _rows(ring_PS: NDArray[np.void], name: str, row_A: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One member of the slots of each event's profile: (A, S). Rows of contiguous memory are gathered faster."""
-    column: NDArray[np.int64] = np.ascontiguousarray(ring_PS[name]).take(row_A, axis=0)
-    return column
+def _safe_span_ms(profile: Profile) -> int:
+    spare = RING_SLOTS - VISIBLE_SLOTS - 1
+    return bucket_ms(min(profile.half_lives_ms)) * spare - profile.delay_ms
+
+
+def _bucket_lengths(profile: Profile) -> NDArray[np.int64]:
+    return np.array([bucket_ms(half_life) for half_life in profile.half_lives_ms], dtype=np.int64)
+
+
+def _words(rings_PRS: NDArray[np.void]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The memory of the slots, as words of four and of eight bytes."""
+    return plain(rings_PRS.view(np.int32), np.int32), plain(rings_PRS.view(np.int64), np.int64)
+
+
+@compiled
+def _apart(owner_M: NDArray[np.int64], clock_M: NDArray[np.int64], owners: int, span_ms: int) -> bool:
+    """Whether events of one owner are further apart than this."""
+    first_P = np.empty(owners, np.int64)
+    last_P = np.empty(owners, np.int64)
+    heard_P = np.zeros(owners, np.bool_)
+    apart = False
+    for m in range(len(owner_M)):
+        p = owner_M[m]
+        if p >= 0:
+            first_P[p] = min(first_P[p], clock_M[m]) if heard_P[p] else clock_M[m]
+            last_P[p] = max(last_P[p], clock_M[m]) if heard_P[p] else clock_M[m]
+            heard_P[p] = True
+            apart |= last_P[p] - first_P[p] > span_ms
+    return apart
+
+
+@compiled
+def _read(
+    words_PRW: NDArray[np.int32],
+    longs_PRW: NDArray[np.int64],
+    adds: bool,
+    lengths_R: NDArray[np.int64],
+    delay: int,
+    how: int,
+    weights_S: NDArray[np.float64],
+    owner_M: NDArray[np.int64],
+    clock_M: NDArray[np.int64],
+    values_MV: NDArray[np.float32],
+    amount: int,
+    applied_M: NDArray[np.bool_],
+    context_MC: NDArray[np.float32],
+    column: int,
+) -> None:
+    """amount: its column of the values, -1 for none. adds: also add each event, after it has read."""
+    width = 4 if amount < 0 else 6
+    for m in range(len(owner_M)):
+        owner = owner_M[m]
+        if not applied_M[m]:
+            continue
+        if owner < 0:
+            for c in range(width * len(lengths_R)):
+                context_MC[m, column + c] = 0.0
+            continue
+        x = np.float64(values_MV[m, amount]) if amount >= 0 else np.nan
+        own = transformed(how, x)
+        for r in range(len(lengths_R)):
+            # the newest bucket that ended by clock - delay
+            newest = (clock_M[m] - delay) // lengths_R[r] - 1
+            count, labels, frauds, total = _faded(words_PRW[owner, r], longs_PRW[owner, r], newest, weights_S)
+            c = column + r * width
+            context_MC[m, c] = log1p(count)
+            context_MC[m, c + 1] = frauds / (labels + RATE_PRIOR)
+            context_MC[m, c + 2] = log1p(frauds)
+            context_MC[m, c + 3] = log1p(labels)
+            if amount >= 0:
+                shown = transformed(how, total / AMOUNT_SCALE / count) if count > 0.0 else 0.0
+                context_MC[m, c + 4] = shown
+                context_MC[m, c + 5] = own - shown if count > 0.0 and not np.isnan(x) else 0.0
+            if adds:
+                bucket = clock_M[m] // lengths_R[r]
+                _add(words_PRW[owner, r], longs_PRW[owner, r], bucket, 1, 0, 0, _thousandths(x))
+
+
+@inlined
+def _faded(
+    words_W: NDArray[np.int32], longs_W: NDArray[np.int64], newest: int, weights_S: NDArray[np.float64]
+) -> tuple[float, float, float, float]:
+    """Weighted count, labels, frauds and amount of the visible buckets, in the order of their ages."""
+    count = labels = frauds = total = 0.0
+    slot = newest % RING_SLOTS
+    for age in range(VISIBLE_SLOTS):
+        at = slot * SLOT_WORDS
+        if words_W[at + BUCKET] == newest - age:
+            weight = weights_S[age]
+            count += weight * np.float64(np.int64(words_W[at + COUNT]) & UNSIGNED)
+            labels += weight * np.float64(np.int64(words_W[at + LABELS]) & UNSIGNED)
+            frauds += weight * np.float64(np.int64(words_W[at + FRAUDS]) & UNSIGNED)
+            total += weight * np.float64(longs_W[slot * SLOT_LONGS + AMOUNT])
+        slot = slot - 1 if slot else RING_SLOTS - 1
+    return count, labels, frauds, total
+
+
+@inlined
+def _add(
+    words_W: NDArray[np.int32],
+    longs_W: NDArray[np.int64],
+    bucket: int,
+    count: int,
+    labels: int,
+    frauds: int,
+    amount: int,
+) -> None:
+    """Add to the slot of one ring, unless it holds a newer bucket."""
+    slot = bucket % RING_SLOTS
+    at = slot * SLOT_WORDS
+    held = np.int64(words_W[at + BUCKET])
+    if held > bucket:
+        return
+    if held < bucket:
+        words_W[at + BUCKET] = bucket
+        words_W[at + COUNT] = words_W[at + LABELS] = words_W[at + FRAUDS] = 0
+        longs_W[slot * SLOT_LONGS + AMOUNT] = 0
+    words_W[at + COUNT] += np.int32(count)
+    words_W[at + LABELS] += np.int32(labels)
+    words_W[at + FRAUDS] += np.int32(frauds)
+    longs_W[slot * SLOT_LONGS + AMOUNT] += amount
+
+
+@inlined
+def _thousandths(amount: float) -> int:
+    """What an event adds: a missing amount counts as 0."""
+    limited = 0.0 if np.isnan(amount) else min(max(amount, -AMOUNT_LIMIT), AMOUNT_LIMIT)
+    return int(np.rint(limited * AMOUNT_SCALE))
+
+
+@compiled
+def _accumulate(words_PRW: NDArray[np.int32], longs_PRW: NDArray[np.int64], columns_7I: NDArray[np.int64]) -> None:
+    for i in range(columns_7I.shape[1]):
+        owner, ring, bucket = columns_7I[0, i], columns_7I[1, i], columns_7I[2, i]
+        if owner >= 0:
+            counted, labels, frauds, amount = columns_7I[3, i], columns_7I[4, i], columns_7I[5, i], columns_7I[6, i]
+            _add(words_PRW[owner, ring], longs_PRW[owner, ring], bucket, counted, labels, frauds, amount)
+
+
+@compiled
+def _collect(
+    order_M: NDArray[np.int64],
+    owner_M: NDArray[np.int64],
+    clock_M: NDArray[np.int64],
+    amount_M: NDArray[np.float64],
+    fraud_M: NDArray[np.bool_],
+    judged: bool,
+    lengths_R: NDArray[np.int64],
+    out_7I: NDArray[np.int64],
+) -> int:
+    """Fills the seven columns of Increments; how many rows. order_M: positions sorted by owner."""
+    rows = first = 0
+    while first < len(order_M):
+        owner = owner_M[order_M[first]]
+        stop = first + 1
+        while stop < len(order_M) and owner_M[order_M[stop]] == owner:
+            stop += 1
+        for r in range(len(lengths_R)):
+            start = rows
+            for m in order_M[first:stop]:
+                if owner >= 0:
+                    row, rows = _row_of(out_7I, start, rows, clock_M[m] // lengths_R[r])
+                    out_7I[0, row], out_7I[1, row] = owner, r
+                    out_7I[3, row] += not judged
+                    out_7I[4, row] += judged
+                    out_7I[5, row] += fraud_M[m]
+                    out_7I[6, row] += _thousandths(amount_M[m])
+        first = stop
+    return rows
+
+
+@inlined
+def _row_of(out_7I: NDArray[np.int64], start: int, rows: int, bucket: int) -> tuple[int, int]:
+    """The row of this bucket among those from `start`, put in its place if there is none; rows there are then."""
+    place = rows
+    while place > start and out_7I[2, place - 1] > bucket:
+        place -= 1
+    if place > start and out_7I[2, place - 1] == bucket:
+        return place - 1, rows
+    for column in range(7):
+        for row in range(rows, place, -1):
+            out_7I[column, row] = out_7I[column, row - 1]
+        out_7I[column, place] = 0
+    out_7I[2, place] = bucket
+    return place, rows + 1

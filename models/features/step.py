@@ -1,4 +1,4 @@
-"""The feature function: (states, profiles, events) → (windows, next states, increments), over a whole batch.
+"""The feature function: (states, profiles, events) → (windows, next states), over a whole batch.
 
 Everybody calls this: the worker with what Redis holds, replay, training and evaluation with arrays. The result
 for an event does not depend on which other events share its batch, to the bit; `tests/parity` compares it with
@@ -12,16 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.clock import DAY_MS
+from models.compiled import plain
 from models.events import EventBatch
-from models.features.aggregates import advance_decayed, entity_clock, horizon_features
-from models.features.duplicates import find_duplicates
 from models.features.encoded import Encoded
+from models.features.entities import Events, Windows, advance
 from models.features.layout import Layout
-from models.features.profiles import Increments, accumulate, collect, profile_features, safe_span_ms
-from models.features.windows import Sections, encode_rows, lay_out
-from models.pipeline.spec import Profile
+from models.features.profiles import Increments, accumulate, collect, read
 
-__all__ = ["Loaded", "Step", "increments_of", "step"]
+__all__ = ["Loaded", "Step", "increments_of", "step", "warm_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,125 +44,98 @@ class Step:
 
     encoded: windows of the A applied events. applied_A: their positions in the batch, in arrival order; the
     rest are duplicates. late_A: True where an event is older than its entity's clock. states_N: next states.
-    increments: what the batch adds to each shared profile, in parts to be added in this order.
     """
 
     encoded: Encoded
     applied_A: NDArray[np.int64]
     late_A: NDArray[np.bool_]
     states_N: NDArray[np.void]
-    increments: dict[str, list[Increments]]
 
 
 def step(layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: Loaded) -> Step:
     """Apply M events in arrival order; `loaded` is left as it was.
 
-    clock_M: the greatest event time of each event's source partition up to and including it, epoch ms.
+    clock_M: the greatest event time of each event's source partition up to and including it, epoch ms. What the
+    applied events add to the shared profiles, `increments_of` says.
     """
-    run = _Run(layout, batch, clock_M, loaded)
-    parts = [run.advance(part) for part in _spans(layout, clock_M)]
-    return Step(
-        encoded=Encoded.concatenate([encoded for encoded, _, _ in parts]),
-        applied_A=np.concatenate([applied for _, applied, _ in parts]),
-        late_A=np.concatenate([late for _, _, late in parts]),
-        states_N=run.states_N,
-        increments=run.increments,
+    events = Events(
+        plain(loaded.owner_M, np.int64),
+        plain(batch.time_M, np.int64),
+        plain(batch.id_hash_M, np.uint64),
+        plain(batch.values_MV, np.float32),
+        plain(batch.hashes_MK, np.uint32),
     )
+    states_N = np.require(loaded.states_N, layout.state_dtype, ("C", "W"))
+    next_N = np.empty_like(states_N)
+    out = _empty_windows(layout, len(batch))
+    advance(layout.facts, _bytes(states_N), events, _bytes(next_N), out)
+    column = layout.facts.context
+    for name, profile in layout.pipeline.profiles.items():
+        column = read(
+            layout, profile, loaded.rings[name], loaded.ring_owner[name], plain(clock_M, np.int64),
+            events.values_MV, out.applied_M, out.context_MC, column,
+        )  # fmt: skip
+    inputs, shape = layout.inputs, out.mask_ML.shape
+    encoded = Encoded(
+        out.x_MLF.reshape(*shape, len(inputs.x)), out.codes_MLK.reshape(*shape, len(inputs.codes)),
+        out.mask_ML, out.context_MC,
+    )  # fmt: skip
+    if out.applied_M.all():
+        return Step(encoded, np.arange(len(batch)), out.late_M, next_N)
+    applied_A = np.flatnonzero(out.applied_M)
+    return Step(encoded.take(applied_A), applied_A, out.late_M[applied_A], next_N)
 
 
 def increments_of(
-    layout: Layout, events: EventBatch, clock_M: NDArray[np.int64], ring_owner: dict[str, NDArray[np.int64]]
+    layout: Layout,
+    batch: EventBatch,
+    clock_M: NDArray[np.int64],
+    ring_owner: dict[str, NDArray[np.int64]],
+    applied_A: NDArray[np.int64] | None = None,
 ) -> dict[str, Increments]:
-    """What M applied events add to each shared profile; clock_M and ring_owner as in `step` and `Loaded`."""
-    return {
-        name: collect(profile, ring_owner[name], clock_M, amount_M=_amount(layout, profile, events))
-        for name, profile in layout.pipeline.profiles.items()
-    }
+    """What the events of a batch add to each shared profile; clock_M and ring_owner as in `step` and `Loaded`.
+
+    applied_A: positions of those that were applied; all of them when left out.
+    """
+    which: slice | NDArray[np.int64] = slice(None) if applied_A is None or len(applied_A) == len(batch) else applied_A
+    increments = {}
+    for name, profile in layout.pipeline.profiles.items():
+        amount_A = None if profile.amount is None else batch.values_MV[which, layout.values.index(profile.amount)]
+        increments[name] = collect(profile, ring_owner[name][which], clock_M[which], amount_M=amount_A)
+    return increments
 
 
-def _amount(layout: Layout, profile: Profile, events: EventBatch) -> NDArray[np.float64] | None:
-    if profile.amount is None:
-        return None
-    return events.values_MV[:, layout.values.index(profile.amount)].astype(np.float64)
+def warm_up(layout: Layout) -> None:
+    """Compile what a worker runs, or load what an earlier process compiled: many seconds, or a fraction of one."""
+    time_M = np.array([DAY_MS, DAY_MS - 1])
+    batch = EventBatch(
+        event_id=["1", "2"],
+        entity=["1", "1"],
+        time_M=time_M,
+        id_hash_M=np.array([1, 2], dtype=np.uint64),
+        values_MV=np.zeros((2, len(layout.values)), np.float32),
+        hashes_MK=np.zeros((2, len(layout.hashes)), np.uint32),
+        profile_keys={name: ["1", None] for name in layout.pipeline.profiles},
+    )
+    rings = {name: layout.empty_profiles(profile, 1) for name, profile in layout.pipeline.profiles.items()}
+    owners = dict.fromkeys(rings, np.array([0, -1]))
+    clock_M = np.maximum.accumulate(time_M)
+    step(layout, batch, clock_M, Loaded(layout.empty_states(1), np.zeros(2, np.int64), rings, owners))
+    for name, added in increments_of(layout, batch, clock_M, owners).items():
+        accumulate(rings[name], added)
 
 
-def _spans(layout: Layout, clock_M: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Positions of the batch, cut into runs whose clocks lie within what the profile rings tolerate."""
-    limit = safe_span_ms(layout)
-    every = np.arange(len(clock_M))
-    if limit is None or not len(clock_M) or clock_M.max() - clock_M.min() <= limit:
-        return [every]
-    spans, first = [], 0
-    low = high = int(clock_M[0])
-    for m, clock in enumerate(clock_M.tolist()):
-        low, high = min(low, clock), max(high, clock)
-        if high - low > limit:
-            spans.append(every[first:m])
-            first, low, high = m, clock, clock
-    return [*spans, every[first:]]
+def _empty_windows(layout: Layout, events: int) -> Windows:
+    inputs = layout.inputs
+    return Windows(
+        np.empty((events, inputs.length * len(inputs.x)), np.float32),
+        np.empty((events, inputs.length * len(inputs.codes)), np.int32),
+        np.empty((events, inputs.length), np.bool_),
+        np.empty((events, len(inputs.context)), np.float32),
+        np.zeros(events, np.bool_),
+        np.zeros(events, np.bool_),
+    )
 
 
-class _Run:
-    """A batch on its way: states and rings as they are after the spans so far."""
-
-    def __init__(self, layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: Loaded) -> None:
-        self.layout, self.batch, self.clock_M, self.loaded = layout, batch, clock_M, loaded
-        self.states_N = loaded.states_N.copy()
-        self.rings = {name: rings.copy() for name, rings in loaded.rings.items()}
-        self.increments: dict[str, list[Increments]] = {name: [] for name in self.rings}
-
-    def advance(self, part: NDArray[np.int64]) -> tuple[Encoded, NDArray[np.int64], NDArray[np.bool_]]:
-        """Apply one span: its windows, the positions of its events that were applied, and which were late."""
-        layout, states_N = self.layout, self.states_N
-        duplicate = find_duplicates(states_N["rows"]["id"], self.loaded.owner_M[part], self.batch.id_hash_M[part])
-        applied = part[~duplicate]
-        order = np.argsort(self.loaded.owner_M[applied], kind="stable")  # by entity, arrival order kept
-        sorted_m = applied[order]
-        events = self.batch.take(sorted_m)
-        owner_A = self.loaded.owner_M[sorted_m]
-        sections = lay_out(layout, states_N, owner_A, events)
-        own_clock_A = entity_clock(states_N["clock"], owner_A, events.time_M)
-        before_AHS, decayed_NHS = advance_decayed(layout, states_N, owner_A, sections, own_clock_A)
-        mask_AL = sections.id_E[sections.window_AL] != 0
-        total_A = states_N["count"][owner_A] + sections.rank_A
-        columns = horizon_features(layout, sections, mask_AL, own_clock_A, total_A, before_AHS)
-        columns += self._profile_columns(events, sorted_m)
-        x_EF, codes_EK = encode_rows(layout, sections)
-        encoded = Encoded(
-            x_BLF=np.where(mask_AL[:, :, None], x_EF[sections.window_AL], np.float32(0)),
-            codes_BLK=np.where(mask_AL[:, :, None], codes_EK[sections.window_AL], 0),
-            mask_BL=mask_AL,
-            context_BC=np.column_stack([c.astype(np.float32) for c in columns]),
-        )
-        self._write_back(owner_A, sections, own_clock_A, decayed_NHS)
-        arrival = np.argsort(order, kind="stable")
-        return encoded.take(arrival), applied, (events.time_M < own_clock_A)[arrival]
-
-    def _profile_columns(self, events: EventBatch, sorted_m: NDArray[np.int64]) -> list[NDArray[np.float64]]:
-        layout, clock_A = self.layout, self.clock_M[sorted_m]
-        owners = {name: owner_M[sorted_m] for name, owner_M in self.loaded.ring_owner.items()}
-        columns: list[NDArray[np.float64]] = []
-        for name, added in increments_of(layout, events, clock_A, owners).items():
-            # Added before it is read: a reader sees whole buckets that ended `delay` before its clock, and no
-            # event of this batch adds to one of those unless it came earlier.
-            accumulate(self.rings[name], added)
-            self.increments[name].append(added)
-            profile = layout.pipeline.profiles[name]
-            amount_A = _amount(layout, profile, events)
-            columns += profile_features(layout, profile, self.rings[name], owners[name], clock_A, amount_A)
-        return columns
-
-    def _write_back(
-        self,
-        owner_A: NDArray[np.int64],
-        sections: Sections,
-        clock_A: NDArray[np.int64],
-        decayed_NHS: NDArray[np.float64],
-    ) -> None:
-        newest, states_N = sections.newest_NL, self.states_N
-        rows = states_N["rows"]
-        rows["time"], rows["id"] = sections.time_E[newest], sections.id_E[newest]
-        rows["values"], rows["hashes"] = sections.values_EV[newest], sections.hashes_EK[newest]
-        states_N["count"] += np.bincount(owner_A, minlength=len(states_N))
-        np.maximum.at(states_N["clock"], owner_A, clock_A)
-        states_N["decayed"] = decayed_NHS
+def _bytes(states_N: NDArray[np.void]) -> NDArray[np.uint8]:
+    return states_N.view(np.uint8).reshape(len(states_N), states_N.dtype.itemsize)

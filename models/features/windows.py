@@ -1,151 +1,211 @@
-"""Windows by index: stored rings and the batch's own events laid end to end, entity by entity.
+"""The rows of one entity, and what each says by itself and against the row before it.
 
-Each entity's section holds its L stored rows and then its k events of this batch, in arrival order. The
-window of an event is the L rows that end with it, so many events of one entity cost no Python loop, and each
-row still finds the row before it (for gaps and distances), the first row of a window included.
+A section is the stored ring without its empty places, then the entity's events of this batch in arrival order. The
+window of an event is the L rows that end with it, so that a row is encoded once however many windows show it.
 
-Legend: N entities, A applied events (sorted by entity, then arrival), E rows of all sections together,
-L events in a window.
+Legend: R rows of a section, V values, K hashes, F columns, P plain values; L events in a window.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.clock import DAY_MS
-from models.events import EventBatch
-from models.features.layout import Layout
+from models.compiled import compiled, inlined
+from models.features.facts import Facts
+from models.features.numerics import ASINH, LOG1P, arcsin, asinh, cos_turns, log1p, sin_turns
 
-__all__ = ["Sections", "encode_rows", "lay_out"]
+__all__ = ["Section", "copy_window", "empty_section", "encode_rows"]
 
 EARTH_KM = 6371.0088  # mean radius (IUGG)
 SLOWEST_GAP_H = 1 / 60  # speeds are over at least a minute: two clocks rarely agree to the second
-MONDAY_MS = 4 * DAY_MS  # 1970-01-05, the first Monday of the epoch
+HOUR_S = 3600.0
+DAY = float(DAY_MS)
+WEEK = 7 * DAY
+MONDAY = 4 * DAY  # 1970-01-05, the first Monday of the epoch
 
 
-@dataclass(frozen=True, slots=True)
-class Sections:
-    """The rows of N entities' sections, and where in them each event and each window lies.
+class Section(NamedTuple):
+    """Room for the rows of one entity.
 
-    time_E int64; values_EV float32; hashes_EK uint32; id_E uint64 (0: empty row). previous_E: bool, the row
-    before belongs to the same entity and is not empty. event_A: row of each event. window_AL: rows of each
-    event's window. rank_A: 0 for an entity's first event in this batch. newest_NL: rows that are the new ring.
+    time_R: float64, epoch ms (exact below 2^53). id_R: uint64. values_VR: float32. hashes_KR: uint32. gap_R, cosine_R
+    and km_R: float64, on the way to columns. x_FR: float32, the encoded rows by column; x_RF the same, and codes_RK
+    (int32), by row, the rows end to end.
     """
 
-    time_E: NDArray[np.int64]
-    id_E: NDArray[np.uint64]
-    values_EV: NDArray[np.float32]
-    hashes_EK: NDArray[np.uint32]
-    previous_E: NDArray[np.bool_]
-    event_A: NDArray[np.int64]
-    window_AL: NDArray[np.int64]
-    rank_A: NDArray[np.int64]
-    newest_NL: NDArray[np.int64]
+    time_R: NDArray[np.float64]
+    id_R: NDArray[np.uint64]
+    values_VR: NDArray[np.float32]
+    hashes_KR: NDArray[np.uint32]
+    gap_R: NDArray[np.float64]
+    cosine_R: NDArray[np.float64]
+    km_R: NDArray[np.float64]
+    x_FR: NDArray[np.float32]
+    x_RF: NDArray[np.float32]
+    codes_RK: NDArray[np.int32]
 
 
-def lay_out(layout: Layout, states_N: NDArray[np.void], owner_A: NDArray[np.int64], batch: EventBatch) -> Sections:
-    """Sections of N stored states and A events; `batch` and `owner_A` are sorted by owner, stable."""
-    count_N = np.bincount(owner_A, minlength=len(states_N))
-    length = layout.length
-    start_N = np.arange(len(states_N)) * length + np.concatenate(([0], np.cumsum(count_N)[:-1]))
-    rank_A = np.arange(len(owner_A)) - np.concatenate(([0], np.cumsum(count_N)[:-1]))[owner_A]
-    event_A = start_N[owner_A] + length + rank_A
-    stored_NL = start_N[:, None] + np.arange(length)
-    rows = states_N["rows"]
-    total = len(states_N) * length + len(owner_A)
-
-    def fill(stored: NDArray[Any], fresh: NDArray[Any]) -> NDArray[Any]:
-        out = np.empty((total, *stored.shape[2:]), dtype=stored.dtype)
-        out[stored_NL.ravel()] = stored.reshape(-1, *stored.shape[2:])
-        out[event_A] = fresh
-        return out
-
-    id_E = fill(rows["id"], batch.id_hash_M)
-    previous_E = np.zeros(total, dtype=bool)
-    previous_E[1:] = id_E[:-1] != 0
-    previous_E[start_N] = False
-    return Sections(
-        time_E=fill(rows["time"], batch.time_M),
-        id_E=id_E,
-        values_EV=fill(rows["values"], batch.values_MV),
-        hashes_EK=fill(rows["hashes"], batch.hashes_MK),
-        previous_E=previous_E & (id_E != 0),
-        event_A=event_A,
-        window_AL=event_A[:, None] + np.arange(1 - length, 1),
-        rank_A=rank_A,
-        newest_NL=(start_N + count_N)[:, None] + np.arange(length),
+@inlined
+def empty_section(facts: Facts, rows: int) -> Section:
+    """Room for this many rows, not initialised."""
+    return Section(
+        np.empty(rows, np.float64),
+        np.empty(rows, np.uint64),
+        np.empty((facts.values, rows), np.float32),
+        np.empty((facts.hashes, rows), np.uint32),
+        np.empty(rows, np.float64),
+        np.empty(rows, np.float64),
+        np.empty(rows, np.float64),
+        np.empty((facts.columns, rows), np.float32),
+        np.empty(rows * facts.columns, np.float32),
+        np.empty(rows * len(facts.buckets_K), np.int32),
     )
 
 
-def encode_rows(layout: Layout, s: Sections) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Per-event features of every row: x float32 (E, F) and codes int32 (E, K), in `layout.inputs` order.
+@compiled
+def encode_rows(facts: Facts, section: Section, stop: int) -> None:
+    """Columns x and codes of the rows up to `stop`, in `layout.inputs` order.
 
     Numbers and booleans: transformed, 0 where missing, with a `missing` flag for optional ones. Positions:
     log1p of the great-circle distance in km and of the speed in km/h since the row before (0 where either
     position is missing). `repeated`: 1 if the entity field equals the row before's. gap: log1p of seconds
     since the row before, 0 for a first event or a late one. Hour of day and time of week in UTC: sine, cosine.
+    Row 0 has no row before it.
     """
-    values_EV = s.values_EV.astype(np.float64)
-    missing_EV = np.isnan(values_EV)
-    columns: list[NDArray[np.generic]] = []
-    plain = len(layout.number_names) + len(layout.boolean_names)
+    time_R, gap_R, x_FR = section.time_R, section.gap_R, section.x_FR
+    gap_R[0] = 0.0
+    for r in range(1, stop):
+        gap_R[r] = max(time_R[r] - time_R[r - 1], 0.0) / 1000.0
+    f = _plain_columns(facts, section, stop)
+    plain, categories = len(facts.how_P), len(facts.buckets_K)
+    for g in range(len(facts.optional_G)):
+        latitude_R = section.values_VR[plain + 2 * g]
+        _distance_columns(section, latitude_R, section.values_VR[plain + 2 * g + 1], f, stop)
+        f += 2
+        if facts.optional_G[g]:
+            for r in range(stop):
+                x_FR[f, r] = np.float32(np.isnan(latitude_R[r]))
+            f += 1
+    for k in range(categories, facts.hashes):
+        hashes_R = section.hashes_KR[k]
+        x_FR[f, 0] = 0.0
+        for r in range(1, stop):
+            x_FR[f, r] = np.float32((hashes_R[r] == hashes_R[r - 1]) & (hashes_R[r] != 0))
+        f += 1
+    _log_column(gap_R, x_FR[f], stop)
+    _phase_columns(section, f + 1, DAY, 0.0, stop)
+    _phase_columns(section, f + 3, WEEK, MONDAY, stop)
+    for r in range(stop):
+        start = np.uint64(r * facts.columns)
+        for c in range(facts.columns):
+            section.x_RF[start + np.uint64(c)] = x_FR[c, r]
+    for k in range(categories):
+        # 0 for missing, else 1 + hash modulo the rest; exact in doubles, and much faster than a division of integers
+        rest = np.float64(facts.buckets_K[k] - 1)
+        for r in range(stop):
+            found = np.float64(section.hashes_KR[k, r])
+            left = found - np.floor(found * (1.0 / rest)) * rest
+            left = left + rest if left < 0.0 else left
+            left = left - rest if left >= rest else left
+            section.codes_RK[np.uint64(r * categories + k)] = 0 if found == 0.0 else np.int32(left) + 1
+
+
+@inlined
+def copy_window(
+    section: Section,
+    row: int,
+    x_LF: NDArray[np.float32],
+    codes_LK: NDArray[np.int32],
+    mask_L: NDArray[np.bool_],
+) -> None:
+    """The window that ends with this row, its places laid end to end; padding in front of a short one is 0."""
+    length = len(mask_L)
+    padding = max(length - 1 - row, 0)
+    for place in range(length):
+        mask_L[place] = place >= padding
+    first = row + 1 - (length - padding)
+    columns, categories = len(x_LF) // length, len(codes_LK) // length
+    _copy_rows(section.x_RF[first * columns :], columns * padding, x_LF)
+    _copy_rows(section.codes_RK[first * categories :], categories * padding, codes_LK)
+
+
+@inlined
+def _copy_rows(rows_X: NDArray[np.generic], padding: int, out_X: NDArray[np.generic]) -> None:
+    for i in range(padding):
+        out_X[i] = 0
+    filled_X = out_X[padding:]
+    for i in range(len(filled_X)):
+        filled_X[i] = rows_X[i]
+
+
+@inlined
+def _plain_columns(facts: Facts, section: Section, stop: int) -> int:
+    """Transformed numbers and booleans, then the flags of the optional ones; how many columns that makes."""
+    plain = len(facts.how_P)
     for v in range(plain):
-        columns.append(np.where(missing_EV[:, v], 0.0, transform(layout, layout.values[v], values_EV[:, v])))
-    columns += [missing_EV[:, v] for v in range(plain) if layout.values[v] in layout.optional_values]
-    gap_E = np.zeros(len(s.time_E))
-    gap_E[1:] = np.maximum(s.time_E[1:] - s.time_E[:-1], 0) / 1000.0
-    gap_E[~s.previous_E] = 0.0
-    for g, name in enumerate(layout.geo_names):
-        degrees = values_EV[:, plain + 2 * g : plain + 2 * g + 2]
-        km_E = _distance_km(degrees, s.previous_E)
-        columns += [np.log1p(km_E), np.log1p(km_E / np.maximum(gap_E / 3600.0, SLOWEST_GAP_H))]
-        if not layout.pipeline.fields[name].required:
-            columns.append(missing_EV[:, plain + 2 * g])
-    offset = len(layout.category_names)
-    for k in range(len(layout.other_entities)):
-        hashes_E = s.hashes_EK[:, offset + k]
-        repeated_E = s.previous_E & (hashes_E != 0)
-        repeated_E[1:] &= hashes_E[1:] == hashes_E[:-1]
-        columns.append(repeated_E)
-    columns += [np.log1p(gap_E), *_phase(s.time_E, DAY_MS, 0), *_phase(s.time_E, 7 * DAY_MS, MONDAY_MS)]
-    x_EF = np.column_stack([c.astype(np.float32) for c in columns])
-    return x_EF, _codes(layout, s.hashes_EK)
+        _transform_column(facts.how_P[v], section.values_VR[v], section.x_FR[v], stop)
+    for i in range(len(facts.optional_P)):
+        values_R = section.values_VR[facts.optional_P[i]]
+        for r in range(stop):
+            section.x_FR[plain + i, r] = np.float32(np.isnan(values_R[r]))
+    return plain + len(facts.optional_P)
 
 
-def transform(layout: Layout, name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The number field's transform; booleans have none."""
-    how = getattr(layout.pipeline.fields[name], "transform", "linear")
-    if how == "log1p":
-        return np.log1p(np.maximum(values, 0.0))
-    return np.arcsinh(values) if how == "asinh" else values
+@inlined
+def _transform_column(how: int, values_R: NDArray[np.float32], out_R: NDArray[np.float32], stop: int) -> None:
+    if how == LOG1P:
+        for r in range(stop):
+            value = values_R[r]
+            out_R[r] = 0.0 if np.isnan(value) else log1p(max(np.float64(value), 0.0))
+    elif how == ASINH:
+        for r in range(stop):
+            value = values_R[r]
+            out_R[r] = 0.0 if np.isnan(value) else asinh(np.float64(value))
+    else:
+        for r in range(stop):
+            value = values_R[r]
+            out_R[r] = np.float32(0.0) if np.isnan(value) else value
 
 
-def _phase(time_E: NDArray[np.int64], period_ms: int, origin_ms: int) -> tuple[NDArray[np.float64], ...]:
-    angle_E = ((time_E - origin_ms) % period_ms) * (2 * np.pi / period_ms)
-    return np.sin(angle_E), np.cos(angle_E)
+@inlined
+def _distance_columns(
+    section: Section, latitude_R: NDArray[np.float32], longitude_R: NDArray[np.float32], f: int, stop: int
+) -> None:
+    """Great-circle distance to the row before (haversine formula), and speed, 0 where either position is unknown."""
+    cosine_R, km_R = section.cosine_R, section.km_R
+    for r in range(stop):
+        cosine_R[r] = cos_turns(np.float64(latitude_R[r]) * (1 / 360))
+    km_R[0] = 0.0
+    for r in range(1, stop):
+        across = sin_turns((np.float64(latitude_R[r]) - np.float64(latitude_R[r - 1])) * (1 / 720))
+        along = sin_turns((np.float64(longitude_R[r]) - np.float64(longitude_R[r - 1])) * (1 / 720))
+        km_R[r] = across * across + cosine_R[r] * cosine_R[r - 1] * (along * along)
+    for r in range(1, stop):
+        half = km_R[r]
+        km = 2.0 * EARTH_KM * arcsin(math.sqrt(half if half < 1.0 else 1.0))
+        km_R[r] = 0.0 if np.isnan(half) else km
+    _log_column(km_R, section.x_FR[f], stop)
+    for r in range(stop):
+        hours = section.gap_R[r] * (1 / HOUR_S)
+        km_R[r] = km_R[r] / (hours if hours > SLOWEST_GAP_H else SLOWEST_GAP_H)
+    _log_column(km_R, section.x_FR[f + 1], stop)
 
 
-def _distance_km(degrees_E2: NDArray[np.float64], previous_E: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Great-circle distance to the row before (haversine formula), 0 where either position is unknown."""
-    radians_E2 = np.radians(degrees_E2)
-    latitude_E, longitude_E = np.ascontiguousarray(radians_E2[:, 0]), np.ascontiguousarray(radians_E2[:, 1])
-    half_E = np.zeros(len(latitude_E))
-    half_E[1:] = (
-        np.sin((latitude_E[1:] - latitude_E[:-1]) / 2) ** 2
-        + np.cos(latitude_E[1:]) * np.cos(latitude_E[:-1]) * np.sin((longitude_E[1:] - longitude_E[:-1]) / 2) ** 2
-    )
-    km_E = 2 * EARTH_KM * np.arcsin(np.sqrt(np.minimum(half_E, 1.0)))
-    return np.where(previous_E & ~np.isnan(km_E), km_E, 0.0)
+@inlined
+def _log_column(values_R: NDArray[np.float64], out_R: NDArray[np.float32], stop: int) -> None:
+    for r in range(stop):
+        out_R[r] = log1p(values_R[r])
 
 
-def _codes(layout: Layout, hashes_EK: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Embedding rows of the categories: 0 for missing, else 1 + hash modulo the rest."""
-    codes_EK = np.zeros((len(hashes_EK), len(layout.inputs.codes)), dtype=np.int32)
-    for k, (_, buckets) in enumerate(layout.inputs.codes):
-        hashes_E = hashes_EK[:, k]
-        codes_EK[:, k] = np.where(hashes_E == 0, 0, 1 + hashes_E % np.uint32(buckets - 1))
-    return codes_EK
+@inlined
+def _phase_columns(section: Section, f: int, period: float, origin: float, stop: int) -> None:
+    """Sine and cosine of the time within a period; whole milliseconds, so the remainder is exact."""
+    for r in range(stop):
+        time = section.time_R[r] - origin
+        turns = (time - np.floor(time * (1.0 / period)) * period) * (1.0 / period)
+        section.x_FR[f, r] = sin_turns(turns)
+        section.x_FR[f + 1, r] = cos_turns(turns)

@@ -78,6 +78,26 @@ delay = "1h"
 """
 
 
+# The least there can be: one number, and no profile, position, category or other entity.
+METER = """
+[pipeline]
+name = "meter"
+entity = "meter"
+event_id = "reading"
+time = "at"
+
+[fields]
+reading = { type = "id" }
+at = { type = "time", unit = "ms" }
+meter = { type = "entity" }
+load = { type = "number", required = false }
+
+[window]
+length = 19
+horizons = ["90s", "3h", "2d"]
+"""
+
+
 def short_payments() -> Pipeline:
     """Payments with a window that a short stream fills."""
     return msgspec.structs.replace(
@@ -85,7 +105,11 @@ def short_payments() -> Pipeline:
     )
 
 
-PIPELINES = {"payments": short_payments(), "greenhouse": parse_pipeline(GREENHOUSE, "greenhouse.toml")}
+PIPELINES = {
+    "payments": short_payments(),
+    "greenhouse": parse_pipeline(GREENHOUSE, "greenhouse.toml"),
+    "meter": parse_pipeline(METER, "meter.toml"),
+}
 
 
 @dataclass(frozen=True)
@@ -302,7 +326,9 @@ def test_how_a_stream_is_cut_changes_no_bit(name: str, steps: list[Step], cuts: 
         assert_same_bits(run(pipeline, items, set(range(len(items)))), run(pipeline, items, cuts))
 
 
-@pytest.mark.parametrize(("name", "seed"), [("payments", 1), ("payments", 2), ("greenhouse", 3), ("greenhouse", 4)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("payments", 1), ("payments", 2), ("greenhouse", 3), ("greenhouse", 4), ("meter", 5)]
+)
 def test_a_long_stream_of_the_whole_window(name: str, seed: int) -> None:
     """Over hundreds of events, past the full window of the shipped payments file, nothing drifts apart."""
     pipeline = load_pipeline("payments") if name == "payments" else PIPELINES[name]
