@@ -10,7 +10,6 @@ import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -19,9 +18,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from models.clock import to_iso
-from models.columns import Columns, columns_to_batch, identifier
+from models.columns import Columns, Distinct, columns_to_batch, distinct, identifier
 from models.events import EventBatch, LabelBatch
 from models.features.layout import Layout
+from models.flat import FlatReader
 from models.pipeline.spec import (
     BooleanField,
     CategoryField,
@@ -54,16 +54,21 @@ LATEST_MS = 4_102_444_800_000  # 2100-01-01
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`good[i]` is the position in the input of event i of the batch."""
+    """`good[i]` is the position in the input of event i of the batch.
+
+    entities: the events' entities. profile_keys: their keys of each shared profile.
+    """
 
     batch: EventBatch
     good: NDArray[np.int64]
     bad: list[BadRecord]
+    entities: Distinct
+    profile_keys: dict[str, Distinct]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedLabels:
-    """As Decoded, for labels."""
+    """`good[i]` is the position in the input of label i of the batch."""
 
     batch: LabelBatch
     good: NDArray[np.int64]
@@ -79,6 +84,8 @@ class Codec:
         self.layout = Layout(pipeline)
         members = [m for name in pipeline.fields for m in self._members(name)]
         self._columns = tuple(column for column, _, _ in members)
+        self._limits = self._number_limits()
+        self._flat = FlatReader(self.layout, {column: key for column, key, _ in members}, self._limits)
         self._keys = tuple(key for _, key, _ in members)
         # columns of positions have dots in their names; attributes of a struct cannot
         self._event = make_decoder("Event", [(f"c{i}", key, kind) for i, (_, key, kind) in enumerate(members)])
@@ -96,22 +103,28 @@ class Codec:
         append_ms: int64 (M,), the broker's clock when it took each record, against which the future is
         measured. keys: the records' keys, to be checked against the entity; None leaves that out.
         """
+        flat = self._flat.read(values, append_ms)
+        if flat is not None and (keys is None or _are_keys(keys, flat.texts[self.pipeline.entity])):
+            shared = {name: flat.texts[profile.key] for name, profile in self.pipeline.profiles.items()}
+            return Decoded(flat.batch, np.arange(len(values)), [], flat.texts[self.pipeline.entity], shared)
         structs, good, bad = decode_each(self._event, values)
         columns = _as_columns(structs, self._columns)
         refused = self._refused(columns, append_ms[good])
-        if keys is not None:
-            self._refuse_keys(columns, [keys[i] for i in good.tolist()], refused)
         batch = columns_to_batch(self.layout, columns)
-        if not refused:
-            return Decoded(batch, good, bad)
-        bad += [BadRecord(int(good[i]), reason, detail) for i, (reason, detail) in refused.items()]
-        keep = np.array([i for i in range(len(good)) if i not in refused], dtype=np.int64)
-        return Decoded(batch.take(keep), good[keep], sorted(bad, key=lambda b: b.index))
+        if keys is not None:
+            self._refuse_keys(batch.entity, [keys[i] for i in good.tolist()], refused)
+        if refused:
+            bad += [BadRecord(int(good[i]), reason, detail) for i, (reason, detail) in refused.items()]
+            bad.sort(key=lambda b: b.index)
+            keep = np.array([i for i in range(len(good)) if i not in refused], dtype=np.int64)
+            batch, good = batch.take(keep), good[keep]
+        profile_keys = {name: distinct(texts) for name, texts in batch.profile_keys.items()}
+        return Decoded(batch, good, bad, distinct(batch.entity), profile_keys)
 
     def decode_labels(self, values: Sequence[bytes | None], append_ms: NDArray[np.int64]) -> DecodedLabels:
         """Labels of M record values. A label from the future is as bad as such an event."""
         structs, good, bad = decode_each(self._label, values)
-        times = np.array([self._time_ms(s.time) for s in structs], dtype=np.int64)
+        times = self._times_ms([s.time for s in structs])
         refused = self._refused_times(times, append_ms[good])
         bad += [BadRecord(int(good[i]), reason, detail) for i, (reason, detail) in refused.items()]
         keep = [i for i in range(len(structs)) if i not in refused]
@@ -194,12 +207,18 @@ class Codec:
             *((f"key_{name}", spec.json_key(name), Text | Whole | None) for name in sorted(fields)),
         ]
 
-    def _time_ms(self, value: Any) -> int:
-        if isinstance(value, datetime.datetime):
-            if value.tzinfo is None:
-                value = value.replace(tzinfo=datetime.UTC)
-            return int((value - _EPOCH) / _MILLISECOND + 0.5)
-        return round(float(value) * 1000) if self.time_unit == "s" else int(value)
+    def _times_ms(self, values: Sequence[Any]) -> NDArray[np.int64]:
+        if self.time_unit == "ms":
+            return np.array(values, dtype=np.int64)
+        if self.time_unit == "s":
+            return np.rint(np.array(values, dtype=np.float64) * 1000).astype(np.int64)
+        try:
+            since = [stamp - _EPOCH for stamp in values]
+        except TypeError:  # one has no offset: it is UTC
+            since = [(stamp if stamp.tzinfo else stamp.replace(tzinfo=datetime.UTC)) - _EPOCH for stamp in values]
+        seconds = np.fromiter(map(_total_seconds, since), dtype=np.float64, count=len(since))
+        # whole microseconds, before halves of a millisecond are rounded up
+        return (np.rint(seconds * 1e6) / 1000 + 0.5).astype(np.int64)
 
     def _external_time(self, ms: int) -> str | int | float:
         if self.time_unit == "iso8601":
@@ -207,55 +226,65 @@ class Codec:
         return ms / 1000 if self.time_unit == "s" else ms
 
     def _refused(self, columns: Columns, append_ms: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
-        """Positions of the events that decode but break a rule; times become epoch ms on the way."""
+        """Positions of the events that decode but break a rule; on the way times become epoch ms, numbers arrays."""
         time = self.pipeline.pipeline.time
-        columns[time] = np.array([self._time_ms(v) for v in columns[time]], dtype=np.int64)
+        columns[time] = self._times_ms(columns[time])
         refused = self._refused_times(columns[time], append_ms)
-        for name, low, high in self._limits():
-            column = columns[name] = _float_column(columns[name])
-            with np.errstate(invalid="ignore"):
-                outside = (column < low) | (column > high)
+        for name, (low, high) in self._limits.items():
+            column = columns[name] = np.array(columns[name], dtype=np.float64)  # None becomes NaN
+            outside = (column < low) | (column > high)
             for i in np.flatnonzero(outside).tolist():
                 refused[i] = ("range", f"{name} = {column[i]}: expected a number from {low} to {high}")
             column[outside] = 0.0  # of an event that goes no further; float32 may not hold it
-        for name in self.pipeline.of_type(GeoField):
+        for name in self.layout.geo_names:
             half = np.isnan(columns[f"{name}.latitude"]) != np.isnan(columns[f"{name}.longitude"])
             for i in np.flatnonzero(half).tolist():
                 refused[i] = ("schema", f"{name}: one of latitude and longitude is missing: expected both or neither")
         return refused
 
-    def _limits(self) -> list[tuple[str, float, float]]:
-        limits = []
+    def _number_limits(self) -> dict[str, tuple[float, float]]:
+        """The least and the greatest value of each column that holds numbers, in file order."""
+        limits: dict[str, tuple[float, float]] = {}
+        greatest = float(np.finfo(np.float32).max)
         for name, field in self.pipeline.fields.items():
             if isinstance(field, NumberField):
-                low = -np.finfo(np.float32).max if field.min is None else field.min
-                high = np.finfo(np.float32).max if field.max is None else field.max
-                limits.append((name, float(low), float(high)))
+                low, high = field.min, field.max
+                limits[name] = (-greatest if low is None else low, greatest if high is None else high)
+            elif isinstance(field, BooleanField):
+                limits[name] = (0.0, 1.0)
             elif isinstance(field, GeoField):
-                limits += [(f"{name}.latitude", -90.0, 90.0), (f"{name}.longitude", -180.0, 180.0)]
+                limits |= {f"{name}.latitude": (-90.0, 90.0), f"{name}.longitude": (-180.0, 180.0)}
         return limits
 
     def _refused_times(self, times: NDArray[np.int64], append_ms: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
         refused: dict[int, tuple[str, str]] = {}
-        append_ms = np.clip(append_ms, 0, LATEST_MS)  # producers may set the broker's time, to anything
-        limit = append_ms + self.pipeline.pipeline.max_future_ms
-        for i in np.flatnonzero((times <= 0) | (times >= LATEST_MS)).tolist():
+        # producers may set the broker's time, to anything
+        limit = np.minimum(np.maximum(append_ms, 0), LATEST_MS) + self.pipeline.pipeline.max_future_ms
+        impossible, future = (times <= 0) | (times >= LATEST_MS), times > limit
+        if not (impossible | future).any():
+            return refused
+        for i in np.flatnonzero(impossible).tolist():
             refused[i] = ("time", f"time = {times[i]} ms: expected the years 1970 to 2100")
-        for i in np.flatnonzero((times > limit) & (times < LATEST_MS)).tolist():
-            ahead = f"expected at most {self.pipeline.pipeline.max_future} after {to_iso(int(append_ms[i]))}"
-            refused[i] = ("future", f"time = {to_iso(int(times[i]))}: {ahead}")
+        for i in np.flatnonzero(future & (times < LATEST_MS)).tolist():
+            latest = f"{self.pipeline.pipeline.max_future} after {to_iso(min(max(int(append_ms[i]), 0), LATEST_MS))}"
+            refused[i] = ("future", f"time = {to_iso(int(times[i]))}: expected at most {latest}")
         return refused
 
-    def _refuse_keys(self, columns: Columns, keys: list[bytes | None], refused: dict[int, tuple[str, str]]) -> None:
-        for i, (key, entity) in enumerate(zip(keys, columns[self.pipeline.entity], strict=True)):
-            if key != str(entity).encode():
+    def _refuse_keys(
+        self, entities: list[str], keys: Sequence[bytes | None], refused: dict[int, tuple[str, str]]
+    ) -> None:
+        expected = list(map(str.encode, entities))
+        if expected == keys:
+            return
+        for i, (key, entity) in enumerate(zip(keys, expected, strict=True)):
+            if key != entity:
                 # no values here: keys and entities are card numbers
                 what = "nothing" if key is None else f"{len(key)} other bytes"
                 refused[i] = ("key", f"record key is {what}: expected the event's {self.pipeline.entity}")
 
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MILLISECOND = datetime.timedelta(milliseconds=1)
+_total_seconds = datetime.timedelta.total_seconds
 
 
 def _time_unit(pipeline: Pipeline) -> str:
@@ -264,16 +293,17 @@ def _time_unit(pipeline: Pipeline) -> str:
     return field.unit
 
 
+def _are_keys(keys: Sequence[bytes | None], entities: Distinct) -> bool:
+    """Whether each record's key is its event's entity."""
+    encoded = np.array([text.encode() for text in entities.texts], dtype=object)
+    return bool(encoded[entities.place_M].tolist() == list(keys))
+
+
 def _as_columns(structs: list[Any], names: tuple[str, ...]) -> Columns:
-    """The structs' members c0, c1, … as columns of these names."""
+    """The structs' members, which are in the order of these names, as columns."""
     if not structs:
-        return {name: [] for name in names}
-    rows = map(attrgetter(*(f"c{i}" for i in range(len(names)))), structs)
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-
-
-def _float_column(column: Any) -> NDArray[np.float64]:
-    return np.array([math.nan if v is None else v for v in column], dtype=np.float64)
+        return dict.fromkeys(names, ())
+    return dict(zip(names, zip(*map(msgspec.structs.astuple, structs), strict=True), strict=True))
 
 
 def _missing(value: Any) -> bool:

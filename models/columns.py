@@ -1,14 +1,14 @@
-"""Columns of field values to an `EventBatch`: the one place where text becomes hashes and numbers.
+"""Columns of field values to an `EventBatch`: where text becomes hashes and numbers.
 
 The codec fills the columns from JSON, the trainer from Parquet; both end up here, so an event has the same
-state and the same features wherever it was read.
+state and the same features wherever it was read. `models.flat` makes the same batch from plain records, faster.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from models.events import EventBatch
 from models.features.layout import Layout
 from models.hashing import hash_ids, hash_values
 
-__all__ = ["Columns", "columns_to_batch", "identifier"]
+__all__ = ["Columns", "Distinct", "columns_to_batch", "distinct", "identifier"]
 
 Columns = dict[str, Any]
 
@@ -29,24 +29,45 @@ def columns_to_batch(layout: Layout, columns: Mapping[str, Sequence[Any] | NDArr
     in epoch milliseconds; None, NaN and pandas' NA mean missing. A column that is absent is all missing.
     """
     stream = layout.pipeline.pipeline
-    ids = [str(v) for v in _plain(columns[stream.event_id])]
+    ids = _required_texts(columns[stream.event_id])
     count = len(ids)
     values_MV = np.empty((count, len(layout.values)), dtype=np.float32)
     for v, name in enumerate(layout.values):
-        values_MV[:, v] = _numbers(columns.get(name), count)
+        values_MV[:, v] = _numbers(columns.get(name))
     texts = {name: _texts(columns.get(name), count) for name in layout.hashes}
     hashes_MK = np.empty((count, len(layout.hashes)), dtype=np.uint32)
     for k, name in enumerate(layout.hashes):
         hashes_MK[:, k] = hash_values(texts[name])
     return EventBatch(
         event_id=ids,
-        entity=[str(v) for v in _plain(columns[stream.entity])],
+        entity=_required_texts(columns[stream.entity]),
         time_M=np.asarray(columns[stream.time], dtype=np.int64),
         id_hash_M=hash_ids(ids),
         values_MV=values_MV,
         hashes_MK=hashes_MK,
         profile_keys={name: texts[profile.key] for name, profile in layout.pipeline.profiles.items()},
     )
+
+
+class Distinct(NamedTuple):
+    """A column of texts: the distinct ones in order of appearance, and the place of each event's among them: int64
+    (M,), -1 where it has none."""
+
+    texts: list[str]
+    place_M: NDArray[np.int64]
+
+    def column(self) -> list[str | None]:
+        """M texts, None where there is none."""
+        texts = np.array([*self.texts, None], dtype=object)
+        column: list[str | None] = texts[self.place_M].tolist()
+        return column
+
+
+def distinct(values: Sequence[str | None]) -> Distinct:
+    """The column of these texts."""
+    index: dict[str, int] = {}
+    places = [-1 if value is None else index.setdefault(value, len(index)) for value in values]
+    return Distinct(list(index), np.array(places, dtype=np.int64))
 
 
 def identifier(value: Any) -> str | None:
@@ -65,17 +86,31 @@ def identifier(value: Any) -> str | None:
     return str(value) if isinstance(value, int) else None  # pandas' NA and NaT are neither
 
 
-def _plain(column: Sequence[Any] | NDArray[Any]) -> Sequence[Any]:
-    return column.tolist() if isinstance(column, np.ndarray) else column
+def _plain(column: Sequence[Any] | NDArray[Any]) -> list[Any]:
+    return column.tolist() if isinstance(column, np.ndarray) else list(column)
+
+
+def _required_texts(column: Sequence[Any] | NDArray[Any]) -> list[str]:
+    values = _plain(column)
+    return values if _are_texts(values) else [str(v) for v in values]
 
 
 def _texts(column: Sequence[Any] | NDArray[Any] | None, count: int) -> list[str | None]:
-    return [None] * count if column is None else [identifier(v) for v in _plain(column)]
-
-
-def _numbers(column: Sequence[Any] | NDArray[Any] | None, count: int) -> NDArray[np.float64]:
     if column is None:
-        return np.full(count, np.nan)
-    if isinstance(column, np.ndarray) and column.dtype != object:
-        return column.astype(np.float64)
-    return np.array([np.nan if v is None else v for v in column], dtype=np.float64)
+        return [None] * count
+    values = _plain(column)
+    return values if _are_texts(values, _TEXT_OR_NONE) else [identifier(v) for v in values]
+
+
+def _are_texts(values: list[Any], kinds: frozenset[Any] = frozenset((str,))) -> bool:
+    """Almost always: then nothing is left to do for each value."""
+    return kinds.issuperset(map(type, values))
+
+
+_TEXT_OR_NONE = frozenset((str, type(None)))
+
+
+def _numbers(column: Sequence[Any] | NDArray[Any] | None) -> NDArray[np.float64] | float:
+    if column is None:
+        return math.nan
+    return np.asarray(column, dtype=np.float64)  # None becomes NaN

@@ -5,11 +5,18 @@ An alert's identity is a function of pipeline, event and detector, so a repeat a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["SCHEMA_VERSION", "Alert", "Explanation", "Score", "dead_letter_headers", "decode_score", "encode"]
+__all__ = [
+    "SCHEMA_VERSION", "Alert", "Explanation", "Score", "dead_letter_headers", "decode_score", "encode",
+    "encode_scores", "rounded", "rounded_each",
+]  # fmt: skip
 
 SCHEMA_VERSION = 1
 SCORE_DIGITS = 9  # float32 has no more; the text is shorter and the same on every machine
@@ -56,12 +63,31 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encoder = msgspec.json.Encoder()
+# a score whose members are given by position, which costs half
+_ScoreRow: Any = msgspec.defstruct("_ScoreRow", [(f.name, f.type) for f in msgspec.structs.fields(Score)], gc=False)
 _score_decoder = msgspec.json.Decoder(Score)
 
 
 def encode(message: Score | Alert) -> bytes:
     """The JSON of a message."""
     return _encoder.encode(message)
+
+
+def encode_scores(
+    pipeline: str,
+    model: str,
+    event_ids: Iterable[str],
+    entities: Iterable[str],
+    event_times: Iterable[str],
+    scores: Sequence[float],
+    probabilities: Sequence[float],
+    alerts: Iterable[bool],
+) -> list[bytes]:
+    """The JSON of one `Score` for each event; arguments in the order of the events, numbers rounded by the caller."""
+    members = (repeat(SCHEMA_VERSION, len(scores)), repeat(pipeline), event_ids, entities, event_times, scores,
+               probabilities, alerts, repeat(model))  # fmt: skip
+    # no line feed stands in JSON text: what separates the lines is at their ends only
+    return _encoder.encode_lines(list(map(_ScoreRow, *members))).split(b"\n")[:-1]
 
 
 def decode_score(value: bytes) -> Score:
@@ -72,6 +98,30 @@ def decode_score(value: bytes) -> Score:
 def rounded(value: float) -> float:
     """A float32 as the shortest decimal that still tells it from its neighbours."""
     return float(f"{value:.{SCORE_DIGITS}g}")
+
+
+# 1e-13, …, 0.1, 1: where a number has one digit more before the point, and what brings SCORE_DIGITS before it
+_DECADES = np.array([float(f"1e{e}") for e in range(-13, 1)])
+_SCALES = np.array([float(f"1e{SCORE_DIGITS - 1 - e}") for e in range(-14, 1)])
+
+
+def rounded_each(values_N: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """`rounded` of each number, at a tenth of the cost.
+
+    A number times a power of ten, which float64 holds up to 10^22, is off by less than 1e-6 where it has nine digits
+    before the point. So it is rounded to the right whole number unless it is that close to a half, and the quotient
+    of two exact numbers is the float64 nearest to the decimal. What is not so plain goes the long way.
+    """
+    x_N = values_N.astype(np.float64)
+    place_N = np.searchsorted(_DECADES, x_N, side="right")
+    scale_N = _SCALES[place_N]
+    scaled_N = x_N * scale_N
+    whole_N = np.rint(scaled_N)
+    plain_N = (place_N > 0) & (x_N <= 1.0) & (np.abs(np.abs(scaled_N - whole_N) - 0.5) > 1e-6) | (x_N == 0.0)
+    out_N: NDArray[np.float64] = whole_N / scale_N
+    for i in np.flatnonzero(~plain_N).tolist():
+        out_N[i] = rounded(float(x_N[i]))
+    return out_N
 
 
 def dead_letter_headers(reason: str, detail: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:

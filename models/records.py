@@ -83,12 +83,11 @@ def decode_each(
     All at once while nothing is wrong; one by one, to find what is, when something is.
     """
     decode = decoder.decode
-    if all(value is not None and len(value) <= MAX_BYTES for value in values):
-        try:
-            b"".join(values).decode()  # type: ignore[arg-type]  # the decoder skips unread what no field needs
-            return [decode(value) for value in values], np.arange(len(values)), []  # type: ignore[arg-type]
-        except DECODE_ERRORS:
-            pass
+    try:
+        _check_bytes(values)
+        return list(map(decode, values)), np.arange(len(values)), []  # type: ignore[arg-type]
+    except DECODE_ERRORS:
+        pass
     structs, good, bad = [], [], []
     for i, value in enumerate(values):
         try:
@@ -97,6 +96,18 @@ def decode_each(
         except EventError as error:
             bad.append(BadRecord(i, error.reason, error.detail))
     return structs, np.array(good, dtype=np.int64), bad
+
+
+def _check_bytes(values: Sequence[bytes | None]) -> None:
+    """Raises one of DECODE_ERRORS when a value is missing, too large or not UTF-8, which the decoder would not notice
+    where no field is read. Of one that the decoder takes, the last byte is ASCII: none can mend its neighbour."""
+    if None in values:
+        raise ValueError
+    joined = b"".join(values)  # type: ignore[arg-type]
+    if len(joined) > MAX_BYTES and max(map(len, values)) > MAX_BYTES:  # type: ignore[arg-type]
+        raise ValueError
+    if not joined.isascii():
+        joined.decode()
 
 
 def decode_one(decode: Any, value: bytes | None) -> Any:

@@ -40,6 +40,7 @@ class Publisher:
         producer = AIOKafkaProducer(
             **client_options(self._settings),
             acks="all",
+            compression_type=self._settings.kafka_compression,
             linger_ms=self._settings.kafka_linger_ms,
             max_batch_size=MAX_BATCH_BYTES,
             max_request_size=2 * MAX_BATCH_BYTES,

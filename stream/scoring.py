@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from models.attribution import Reason
 from models.codec import Codec, Decoded
+from models.columns import distinct
 from models.features.encoded import Encoded
 from models.features.profiles import Increments
-from models.messages import Alert, Explanation, Score, encode, rounded
+from models.messages import Alert, Explanation, encode, encode_scores, rounded, rounded_each
 from models.policy import alert_id, decide
 from models.scorer import Scorer, Scores
 from stream.store.keys import Position
@@ -80,13 +81,14 @@ def decode_part(codec: Codec, tag: str, records: list[Any], next_offset: int, he
     append_ms = np.array([r.timestamp for r in records], dtype=np.int64)
     decoded = codec.decode([r.value for r in records], append_ms, [r.key for r in records])
     batch = decoded.batch
-    entities, owner_M = distinct(batch.entity)
-    profile_keys, ring_owner = {}, {}
-    for name, values in batch.profile_keys.items():
-        profile_keys[name], ring_owner[name] = distinct(values)
+    profile_keys = {name: keys.texts for name, keys in decoded.profile_keys.items()}
+    ring_owner = {name: keys.place_M for name, keys in decoded.profile_keys.items()}
     start = 0 if held is None else held.clock_ms
     clock_M = np.maximum.accumulate(np.maximum(batch.time_M, start))
-    return Part(tag, records, next_offset, held, decoded, entities, owner_M, clock_M, profile_keys, ring_owner)
+    return Part(
+        tag, records, next_offset, held, decoded, decoded.entities.texts, decoded.entities.place_M, clock_M,
+        profile_keys, ring_owner,
+    )  # fmt: skip
 
 
 def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: Scores, detector: str) -> Messages:
@@ -95,36 +97,60 @@ def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: S
     encoded: the A windows of this part. scores: the scorer's answer for them. detector: its architecture.
     """
     assert part.outcome is not None
-    batch, applied = part.decoded.batch, part.outcome.applied_A.tolist()
-    pipeline = codec.pipeline
-    alert_A = decide(scores.score_B, scorer.threshold)
-    out: list[tuple[bytes, bytes]] = []
+    batch, applied_A = part.decoded.batch, part.outcome.applied_A
+    ids, entities = batch.event_id, batch.entity
+    if len(applied_A) < len(batch):
+        applied = applied_A.tolist()
+        ids, entities = [ids[m] for m in applied], [entities[m] for m in applied]
     # `to_iso` of each, at an eighth of the cost
-    stamps_A = batch.time_M[part.outcome.applied_A].astype("datetime64[ms]")
+    stamps_A = batch.time_M[applied_A].astype("datetime64[ms]")
     times: list[str] = np.datetime_as_string(stamps_A, timezone="UTC").tolist()
-    rows = zip(applied, times, scores.score_B.tolist(), scores.probability_B.tolist(), alert_A.tolist(), strict=True)
-    for m, event_time, score, probability, alert in rows:
-        message = Score(
-            pipeline=pipeline.name, event_id=batch.event_id[m], entity=batch.entity[m], event_time=event_time,
-            score=rounded(score), probability=rounded(probability), alert=alert, model=scorer.version,
+    numbers: list[float] = rounded_each(np.concatenate([scores.score_B, scores.probability_B])).tolist()
+    count = len(times)
+    facts = _Facts(
+        ids, entities, times, numbers[:count], numbers[count:], decide(scores.score_B, scorer.threshold)
+    )  # fmt: skip
+    values = encode_scores(
+        codec.pipeline.name, scorer.version, ids, entities, facts.times, facts.scores, facts.probabilities,
+        facts.alert_A.tolist(),
+    )  # fmt: skip
+    keys = map(str.encode, entities)
+    return Messages(list(zip(keys, values, strict=True)), _alerts(codec, part, scorer, encoded, facts, detector))
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What messages say of the A applied events; numbers are rounded."""
+
+    ids: list[str]
+    entities: list[str]
+    times: list[str]
+    scores: list[float]
+    probabilities: list[float]
+    alert_A: NDArray[np.bool_]
+
+
+def _alerts(
+    codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, facts: _Facts, detector: str
+) -> list[tuple[bytes, bytes]]:
+    """The alerts of a part, explained in one call."""
+    raised = np.flatnonzero(facts.alert_A)
+    if not len(raised):
+        return []
+    assert part.outcome is not None
+    pipeline = codec.pipeline
+    records_A = part.decoded.good[part.outcome.applied_A]
+    alerts = []
+    for a, why in zip(raised.tolist(), scorer.explain(encoded.take(raised), pipeline.policy.reasons), strict=True):
+        event = codec.decode_one(part.records[int(records_A[a])].value)
+        alert = Alert(
+            alert_id=alert_id(pipeline.name, facts.ids[a], detector), pipeline=pipeline.name, event_id=facts.ids[a],
+            entity=facts.entities[a], event_time=facts.times[a], detector=detector, score=facts.scores[a],
+            probability=facts.probabilities[a], threshold=rounded(scorer.threshold), model=scorer.version,
+            reasons=[_explanation(codec, event, reason) for reason in why], event=event,
         )  # fmt: skip
-        out.append((batch.entity[m].encode(), encode(message)))
-    raised = np.flatnonzero(alert_A)
-    alerts: list[tuple[bytes, bytes]] = []
-    if len(raised):
-        reasons = scorer.explain(encoded.take(raised), pipeline.policy.reasons)
-        for a, why in zip(raised.tolist(), reasons, strict=True):
-            m = applied[a]
-            event = codec.decode_one(part.records[int(part.decoded.good[m])].value)
-            alert_message = Alert(
-                alert_id=alert_id(pipeline.name, batch.event_id[m], detector), pipeline=pipeline.name,
-                event_id=batch.event_id[m], entity=batch.entity[m], event_time=times[a], detector=detector,
-                score=rounded(float(scores.score_B[a])), probability=rounded(float(scores.probability_B[a])),
-                threshold=rounded(scorer.threshold), model=scorer.version,
-                reasons=[_explanation(codec, event, reason) for reason in why], event=event,
-            )  # fmt: skip
-            alerts.append((batch.entity[m].encode(), encode(alert_message)))
-    return Messages(out, alerts)
+        alerts.append((facts.entities[a].encode(), encode(alert)))
+    return alerts
 
 
 def _explanation(codec: Codec, event: dict[str, Any], reason: Reason) -> Explanation:
@@ -136,10 +162,3 @@ def _explanation(codec: Codec, event: dict[str, Any], reason: Reason) -> Explana
     if isinstance(value, float | np.floating):
         value = rounded(float(value))
     return Explanation(feature=reason.feature, value=value, effect=rounded(reason.effect))
-
-
-def distinct(values: list[Any]) -> tuple[list[str], NDArray[np.int64]]:
-    """Distinct values in order of appearance, and each value's place among them; -1 for None."""
-    index: dict[str, int] = {}
-    places = [-1 if value is None else index.setdefault(value, len(index)) for value in values]
-    return list(index), np.array(places, dtype=np.int64)
