@@ -63,6 +63,7 @@ class Delivery:
     ) -> None:
         self.store, self.tag_of, self.blocking = store, tag_of, blocking
         self._seek, self._highwater = seek, highwater
+        self._unsure = False
         self.sources: dict[TP, Source] = {}
 
     async def take_over(self, tp: TP) -> int:
@@ -78,6 +79,8 @@ class Delivery:
 
     async def admit(self, chunks: list[Chunk]) -> dict[TP, Admitted]:
         """The records of these chunks that come next, by partition, in order."""
+        if self._unsure:
+            await self._apply_again()
         admitted: dict[TP, Admitted] = {}
         for chunk in chunks:
             source = self.sources.get(chunk.tp)
@@ -97,9 +100,17 @@ class Delivery:
         return admitted
 
     def restart(self) -> None:
-        """Nothing is on its way any more: what was read ahead may be admitted again."""
+        """Something failed and nothing is on its way any more: what was read ahead may be admitted again."""
+        self._unsure = True
         for source in self.sources.values():
             source.restart()
+
+    async def _apply_again(self) -> None:
+        """A Redis that went away may have kept a position and lost what was applied after it. The outbox has it still,
+        until the next store."""
+        for source in list(self.sources.values()):
+            await self.blocking(self.store.recover, source.tag)
+        self._unsure = False
 
     async def rewind(self, tp: TP, cause: str) -> None:
         """Go back to what Redis says."""

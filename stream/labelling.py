@@ -86,7 +86,7 @@ class LabelProcessor:
         return self.codec.decode_labels([r.value for r in records], append_ms)
 
     def restart(self) -> None:
-        """Nothing is read ahead."""
+        self.delivery.restart()
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
         for tp, admitted in (await self.delivery.admit([chunk])).items():

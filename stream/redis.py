@@ -9,6 +9,7 @@ from typing import Any
 
 from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, RedisClusterException
 from redis.retry import Retry
 
 from stream.settings import Settings
@@ -36,7 +37,10 @@ def connect(settings: Settings) -> Redis | RedisCluster:
         options["ssl"] = True
         options["ssl_ca_certs"] = str(settings.redis_ssl_cafile) if settings.redis_ssl_cafile else None
     if settings.redis_cluster:
-        return RedisCluster(host=settings.redis_host, port=settings.redis_port, **options)
+        try:
+            return RedisCluster(host=settings.redis_host, port=settings.redis_port, **options)
+        except RedisClusterException as error:  # no RedisError
+            raise ConnectionError(str(error)) from error
     if settings.redis_unix_socket is not None:
         options["unix_socket_path"] = str(settings.redis_unix_socket)
     return Redis(

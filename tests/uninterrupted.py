@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from models.codec import Codec
+from models.features.layout import Layout
 from models.features.memory import MemoryStore
 from models.messages import decode_score, rounded
 from models.pipeline.spec import Pipeline
@@ -20,7 +21,7 @@ from models.scorer import Scorer
 from stream.redis import connect
 from stream.settings import Settings
 from stream.store.keys import Position, event_tag, label_tag, position_key, profile_key, state_key
-from stream.store.values import HEADER, PROFILE_VERSION
+from stream.store.values import ProfileFormat
 from tests.support import by_partition
 
 CHUNK = 256  # short in event time: labels are applied a chunk at a time, before its events
@@ -28,7 +29,7 @@ CHUNK = 256  # short in event time: labels are applied a chunk at a time, before
 
 @dataclass
 class Uninterrupted:
-    """states, profiles: Redis key → value. scores: event id → (score, probability). next_offsets: tag → offset."""
+    """states, profiles: Redis key → state, rings. scores: event id → (score, probability). next_offsets: by tag."""
 
     states: dict[str, bytes] = field(default_factory=dict)
     profiles: dict[str, bytes] = field(default_factory=dict)
@@ -63,9 +64,7 @@ def uninterrupted(pipeline: Pipeline, events: list[Any], labels: list[Any], scor
     _learn(codec, store, arrivals[fed:], profiles)
     name = pipeline.name
     out.states = {state_key(name, event_tag(p), e): store.state(e).tobytes() for e, p in entities.items()}
-    for profile, key in profiles:
-        header = HEADER.pack(PROFILE_VERSION, store.layout.profile_id(pipeline.profiles[profile]))
-        out.profiles[profile_key(name, profile, key)] = header + store.profile(profile, key).tobytes()
+    out.profiles = {profile_key(name, profile, key): store.profile(profile, key).tobytes() for profile, key in profiles}
     return out
 
 
@@ -79,8 +78,10 @@ def assert_same_end(settings: Settings, pipeline: Pipeline, expected: Uninterrup
         assert positions == expected.next_offsets
         _assert_equal("state", _values(client, f"{pipeline.name}:{{*}}:s:*"), expected.states)
         found: dict[str, bytes] = {}
-        for name in pipeline.profiles:
-            found |= _values(client, f"{pipeline.name}:p:{{p*}}:{name}:*")
+        for name, profile in pipeline.profiles.items():
+            stored = ProfileFormat(Layout(pipeline), name, profile)  # the order of records is nobody's business
+            values = _values(client, f"{pipeline.name}:p:{{p*}}:{name}:*")
+            found |= {key: stored.unpack([value])[0].tobytes() for key, value in values.items()}
         _assert_equal("profile", found, expected.profiles)
     finally:
         client.close()

@@ -9,6 +9,7 @@ what was applied, so that one script call per shard applies an outbox atomically
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import xxhash
@@ -18,6 +19,7 @@ from models.errors import StateError
 __all__ = [
     "PROFILE_SHARDS",
     "Position",
+    "ProfilePlaces",
     "applied_key",
     "event_tag",
     "label_tag",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 PROFILE_SHARDS = 16  # fixed for the life of the data: the shard is part of the key
+REMEMBERED_PLACES = 1 << 15  # of each profile: about 10 MB
 POSITION = struct.Struct("<HqqQ")
 POSITION_VERSION = 1
 
@@ -89,3 +92,22 @@ def profile_key(pipeline: str, profile: str, value: str) -> str:
 
 def applied_key(pipeline: str, shard: int) -> str:
     return f"{pipeline}:p:{{p{shard}}}:applied"
+
+
+class ProfilePlaces:
+    """Shard and Redis key of profiles, remembered for those heard of lately. May be shared by threads."""
+
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
+        self._known: dict[str, dict[str, tuple[int, str]]] = {}
+
+    def of(self, profile: str, values: Iterable[str]) -> list[tuple[int, str]]:
+        """(shard, key) of each value of a profile's key field."""
+        known = self._known.setdefault(profile, {})
+        if len(known) > REMEMBERED_PLACES:
+            known.clear()
+        return [known.get(value) or self._add(known, profile, value) for value in values]
+
+    def _add(self, known: dict[str, tuple[int, str]], profile: str, value: str) -> tuple[int, str]:
+        place = known[value] = (profile_shard(profile, value), profile_key(self._pipeline, profile, value))
+        return place

@@ -6,21 +6,19 @@ the number of the last entry it applied of each source, so applying one again ch
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from models.errors import StateError
 from models.features.profiles import Increments
-from stream.store.keys import profile_shard
 from stream.store.values import ProfileFormat
 
 __all__ = ["Outbox", "make_outbox"]
 
 
 class Outbox(msgspec.Struct, frozen=True, array_like=True):
-    """One entry: its number, and the packed increments by profile name and key."""
+    """One entry: its number, and the packed increments by profile name and key, each of which occurs once."""
 
     number: int
     items: list[tuple[str, str, bytes]]
@@ -36,13 +34,6 @@ class Outbox(msgspec.Struct, frozen=True, array_like=True):
         except msgspec.MsgspecError as error:
             raise StateError(f"an outbox entry has {len(data)} bytes: {error}: expected one of this version") from error
 
-    def by_shard(self) -> dict[int, list[tuple[str, str, bytes]]]:
-        """The items of each shard of profiles."""
-        shards: dict[int, list[tuple[str, str, bytes]]] = defaultdict(list)
-        for item in self.items:
-            shards[profile_shard(item[0], item[1])].append(item)
-        return shards
-
 
 def make_outbox(
     number: int,
@@ -50,10 +41,13 @@ def make_outbox(
     keys: Mapping[str, Sequence[str]],
     increments: Mapping[str, Sequence[Increments]],
 ) -> Outbox:
-    """The entry of one batch. keys: for each profile the key of each owner row of its increments."""
-    items: dict[tuple[str, str], bytes] = defaultdict(bytes)
+    """The entry of one batch. keys: for each profile the key, which no other has, of each owner of its increments."""
+    items: list[tuple[str, str, bytes]] = []
     for name, parts in increments.items():
+        packed: dict[int, bytes] = {}
         for part in parts:
-            for owner, packed in formats[name].pack_increments(part).items():
-                items[name, keys[name][owner]] += packed
-    return Outbox(number, [(name, key, packed) for (name, key), packed in sorted(items.items())])
+            added = formats[name].pack_increments(part)
+            packed = {o: packed.get(o, b"") + added.get(o, b"") for o in packed | added} if packed else added
+        owners = keys[name]
+        items += [(name, owners[o], data) for o, data in packed.items()]
+    return Outbox(number, items)

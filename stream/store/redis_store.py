@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,15 @@ from models.features.layout import RING_SLOTS, Layout
 from models.features.profiles import bucket_ms
 from stream.store.keys import (
     Position,
+    ProfilePlaces,
     applied_key,
     outbox_key,
     position_key,
-    profile_key,
-    profile_shard,
     state_key,
 )  # fmt: skip
 from stream.store.outbox import Outbox
-from stream.store.values import ProfileFormat, pack_states, unpack_states
+from stream.store.values import ProfileFormat, state_rows, unpack_states
+from stream.store.wire import Block, Command, Script, Wire
 
 __all__ = ["RedisStore", "Stored", "Write"]
 
@@ -66,8 +67,9 @@ class RedisStore:
         self.formats = {name: ProfileFormat(layout, name, profile) for name, profile in profiles.items()}
         longest = max((bucket_ms(h) for p in profiles.values() for h in p.half_lives_ms), default=0)
         self.profile_ttl_ms = max(self.ttl_ms, longest * RING_SLOTS)  # by then the rings hold nothing that is read
+        self._wire, self._places = Wire(client), ProfilePlaces(self.pipeline)
         self._store, self._apply = (
-            (resources.files("stream.store") / f"{name}.lua").read_bytes() for name in ("store", "apply")
+            Script((resources.files("stream.store") / f"{name}.lua").read_bytes()) for name in ("store", "apply")
         )
 
     def load(self, entities: Mapping[str, Sequence[str]], profile_keys: Mapping[str, Sequence[str]]) -> Stored:
@@ -75,26 +77,22 @@ class RedisStore:
 
         Raises StateError when a value was written by another layout.
         """
-        commands: list[tuple[Any, ...]] = []
+        gets, keys = [], []
         for tag, names in entities.items():
-            commands.append(("GET", position_key(self.pipeline, tag)))
-            if names:
-                commands.append(("MGET", *(state_key(self.pipeline, tag, name) for name in names)))
-        shards = self._profiles_by_shard(profile_keys)
-        for members in shards.values():
-            commands.append(("MGET", *(key for _, _, key in members)))
-        replies = iter(self._round_trip(commands))
-        positions: dict[str, Position | None] = {}
-        states: dict[str, NDArray[np.void]] = {}
-        for tag, names in entities.items():
-            record = next(replies)
-            positions[tag] = None if record is None else Position.unpack(record)
-            states[tag] = unpack_states(self.layout, next(replies) if names else [])
-        values: dict[str, list[bytes | None]] = {name: [None] * len(keys) for name, keys in profile_keys.items()}
-        for members in shards.values():
-            for (name, at, _), value in zip(members, next(replies), strict=True):
-                values[name][at] = value
-        return Stored(positions, states, {name: self.formats[name].unpack(v) for name, v in values.items()})
+            key = position_key(self.pipeline, tag)
+            gets.append(Command(key, ("GET", key)))
+            keys += self._state_keys(tag, names)
+        for name, wanted in profile_keys.items():
+            keys += [key for _, key in self._places.of(name, wanted)]
+        records, values = self._wire.with_values(gets, keys)
+        rest = iter(values)
+        positions = {
+            tag: None if record is None else Position.unpack(record)
+            for tag, record in zip(entities, records, strict=True)
+        }
+        states = {tag: unpack_states(self.layout, list(islice(rest, len(names)))) for tag, names in entities.items()}
+        rings = {n: self.formats[n].unpack(list(islice(rest, len(wanted)))) for n, wanted in profile_keys.items()}
+        return Stored(positions, states, rings)
 
     def store(self, writes: Sequence[Write]) -> list[bool]:
         """Write each source's states, position and outbox in a transaction of its own; one round trip for all.
@@ -102,24 +100,21 @@ class RedisStore:
         False where the position was not the expected one: nothing of that source is written. Dies before a
         transaction: nothing is written. Dies after it: everything is; the outbox is applied by whoever is next.
         """
-        commands: list[tuple[Any, ...]] = []
-        for write in writes:
-            keys = [position_key(self.pipeline, write.tag), outbox_key(self.pipeline, write.tag)]
-            keys += [state_key(self.pipeline, write.tag, name) for name in write.entities]
-            values = [] if write.states is None else pack_states(write.states)
-            held = b"" if write.expected is None else write.expected.pack()
-            arguments = (held, write.position.pack(), write.outbox.pack(), self.ttl_ms, *values)
-            commands.append(("EVAL", self._store, len(keys), *keys, *arguments))
-        return [bool(reply) for reply in self._round_trip(commands)]
+        return [bool(reply) for reply in self._wire.round_trip([self._store_command(write) for write in writes])]
 
     def apply(self, entries: Sequence[tuple[str, Outbox]]) -> None:
         """Add outbox entries (by tag) to the shared profiles; again is harmless. Raises StateError on another layout.
 
-        One round trip for all; entries of one source in the order of their numbers.
+        One round trip for all; entries of one source in the order of their numbers, in a round trip each.
         """
-        commands = [command for tag, outbox in entries for command in self._apply_commands(tag, outbox)]
+        waiting = list(entries)
         try:
-            self._round_trip(commands)
+            while waiting:
+                # A shard ignores what is older than what it knows: an entry must not overtake one of its source, as
+                # it might when a server has forgotten the script and the first call has to be sent again.
+                first = dict(reversed(waiting))
+                self._wire.round_trip([c for tag, outbox in first.items() for c in self._apply_commands(tag, outbox)])
+                waiting = [(tag, outbox) for tag, outbox in waiting if outbox is not first[tag]]
         except ResponseError as error:
             if "LAYOUT" in str(error):
                 raise StateError(
@@ -128,37 +123,59 @@ class RedisStore:
                 ) from error
             raise
 
-    def _apply_commands(self, tag: str, outbox: Outbox) -> Iterator[tuple[Any, ...]]:
-        for shard, items in sorted(outbox.by_shard().items()):
-            keys = [applied_key(self.pipeline, shard)]
-            keys += [profile_key(self.pipeline, name, key) for name, key, _ in items]
-            arguments: list[Any] = [tag, outbox.number, self.profile_ttl_ms]
-            for name, _, packed in items:
-                arguments += [self.formats[name].empty, packed]
-            yield ("EVAL", self._apply, len(keys), *keys, *arguments)
-
     def recover(self, tag: str) -> Position | None:
         """Take over a source: apply what its last owner may have left unapplied, and return its position."""
         # Both at one moment: read one after the other, the last owner could store between, and its entry would be
         # overwritten by our next store before anybody applied it.
-        entry, record = self.client.mget(outbox_key(self.pipeline, tag), position_key(self.pipeline, tag))
+        entry, record = self._wire.values([outbox_key(self.pipeline, tag), position_key(self.pipeline, tag)])
         if entry is not None:
             self.apply([(tag, Outbox.unpack(entry))])
         return None if record is None else Position.unpack(record)
 
-    def _profiles_by_shard(self, profile_keys: Mapping[str, Sequence[str]]) -> dict[int, list[tuple[str, int, str]]]:
-        """(profile, place in its keys, Redis key) of each profile, by shard."""
-        shards: dict[int, list[tuple[str, int, str]]] = {}
-        for name, keys in profile_keys.items():
-            for at, key in enumerate(keys):
-                member = (name, at, profile_key(self.pipeline, name, key))
-                shards.setdefault(profile_shard(name, key), []).append(member)
-        return shards
+    def _store_command(self, write: Write) -> Command:
+        keys = [position_key(self.pipeline, write.tag), outbox_key(self.pipeline, write.tag)]
+        keys += self._state_keys(write.tag, write.entities)
+        held = b"" if write.expected is None else write.expected.pack()
+        arguments = (held, write.position.pack(), write.outbox.pack(), self.ttl_ms)
+        return self._store.call(keys, arguments, None if write.states is None else _block(state_rows(write.states)))
 
-    def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        if not commands:
-            return []
-        pipe = self.client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return list(pipe.execute())
+    def _apply_commands(self, tag: str, outbox: Outbox) -> Iterator[Command]:
+        kinds: dict[str, tuple[list[str], list[bytes]]] = {name: ([], []) for name in self.formats}
+        for name, key, packed in outbox.items:
+            if name in kinds:  # the pipeline may have lost a profile since
+                values, increments = kinds[name]
+                values.append(key)
+                increments.append(packed)
+        shards: dict[int, tuple[list[str], list[Any]]] = {}
+        for name, (values, increments) in kinds.items():
+            members: dict[int, tuple[list[str], list[bytes]]] = {}
+            for (shard, key), packed in zip(self._places.of(name, values), increments, strict=True):
+                if shard not in members:
+                    members[shard] = ([], [])
+                keys, added = members[shard]
+                keys.append(key)
+                added.append(packed)
+            for shard, (keys, added) in members.items():
+                if shard not in shards:
+                    shards[shard] = ([applied_key(self.pipeline, shard)], [tag, outbox.number, self.profile_ttl_ms])
+                shards[shard][0].extend(keys)
+                shards[shard][1].extend(self.formats[name].arguments(added))
+        for keys, arguments in shards.values():
+            yield self._apply.call(keys, arguments)
+
+    def _state_keys(self, tag: str, entities: Sequence[str]) -> list[str]:
+        prefix = state_key(self.pipeline, tag, "")
+        return [prefix + entity for entity in entities]
+
+
+def _block(rows: NDArray[np.uint8]) -> Block | None:
+    """Rows of equal size as the last arguments of a command."""
+    count, size = rows.shape
+    if not count:
+        return None
+    before, after = f"${size}\r\n".encode(), b"\r\n"
+    data = np.empty((count, len(before) + size + len(after)), np.uint8)
+    data[:, : len(before)] = np.frombuffer(before, np.uint8)
+    data[:, len(before) : -len(after)] = rows
+    data[:, -len(after) :] = np.frombuffer(after, np.uint8)
+    return Block(count, data.reshape(-1).data)

@@ -1,4 +1,4 @@
-"""States and shared profiles as the bytes Redis holds, and back: no loop over fields, one view a batch."""
+"""States and shared profiles as the bytes Redis holds, and back: a batch is joined once, and is then one array."""
 
 from __future__ import annotations
 
@@ -12,79 +12,95 @@ from models.errors import StateError
 from models.features.layout import RING_SLOTS, SLOT, STATE_VERSION, Layout
 from models.features.profiles import COUNTERS, Increments
 from models.pipeline.spec import Profile
+from stream.store.records import HEADER, RECORD_BYTES, RECORD_WORDS, fill_records, fill_rings
 
-__all__ = ["ProfileFormat", "pack_states", "unpack_states"]
+__all__ = ["ProfileFormat", "state_rows", "unpack_states"]
 
-PROFILE_VERSION = 1
-HEADER = struct.Struct("<HxxI")  # version, layout of the rings
-
-INCREMENT = np.dtype([
-    ("offset", "<u4"), ("bucket", "<i4"), ("count", "<u4"), ("labels", "<u4"), ("frauds", "<u4"), ("amount", "<i8"),
-])  # fmt: skip
+PROFILE_VERSION = 2
+DENSE_VERSION = 1  # all slots of all rings in a row; still read, and rewritten when something is added
 
 
 def unpack_states(layout: Layout, values: Sequence[bytes | None]) -> NDArray[np.void]:
     """States of N stored values, None where there is none: structured (N,). Raises StateError."""
-    states = layout.empty_states(len(values))
     size = layout.state_dtype.itemsize
-    known = [n for n, value in enumerate(values) if value is not None]
-    if not known:
-        return states
-    joined = b"".join([value for value in values if value is not None])
-    if len(joined) != size * len(known):
-        odd = next(len(v) for v in values if v is not None and len(v) != size)
-        raise StateError(f"a stored state has {odd} bytes: expected {size} for pipeline {layout.pipeline.name}")
-    read = np.frombuffer(joined, dtype=layout.state_dtype)
-    odd_N = (read["version"] != STATE_VERSION) | (read["layout"] != layout.layout_id)
+    empty = layout.empty_states(1).tobytes()
+    joined = bytearray().join([empty if value is None else value for value in values])  # may be written to
+    if odd := {size if value is None else len(value) for value in values} - {size}:
+        raise StateError(f"a stored state has {min(odd)} bytes: expected {size} for pipeline {layout.pipeline.name}")
+    states = np.frombuffer(joined, dtype=layout.state_dtype)
+    odd_N = (states["version"] != STATE_VERSION) | (states["layout"] != layout.layout_id)
     if odd_N.any():
-        first = read[odd_N][0]
+        first = states[odd_N][0]
         raise StateError(
             f"a stored state of pipeline {layout.pipeline.name} has version {first['version']} and layout"
             f" {first['layout']:08x}: expected {STATE_VERSION} and {layout.layout_id:08x}; the pipeline file's"
             " fields, window or horizons have changed: give the pipeline a new name, or replay into an empty Redis"
         )
-    states[known] = read
     return states
 
 
-def pack_states(states: NDArray[np.void]) -> list[bytes]:
-    """The value of each state."""
-    size, data = states.dtype.itemsize, states.tobytes()
-    return [data[i : i + size] for i in range(0, len(data), size)]
+def state_rows(states: NDArray[np.void]) -> NDArray[np.uint8]:
+    """The value of each state: (N, bytes), a view where memory allows."""
+    return np.ascontiguousarray(states).view(np.uint8).reshape(len(states), states.dtype.itemsize)
 
 
 class ProfileFormat:
-    """One shared profile's stored value: a header, then its rings."""
+    """One shared profile's stored value: a header, then a record for each slot that holds anything.
+
+    Most profiles are of somebody who is rarely heard of, and hold a few slots of their many.
+    """
 
     def __init__(self, layout: Layout, name: str, profile: Profile) -> None:
         self.name = name
         self._layout, self._profile = layout, profile
-        self._header = HEADER.pack(PROFILE_VERSION, layout.profile_id(profile))
-        rings = layout.empty_profiles(profile, 1)
-        self.empty = self._header + rings.tobytes()
+        layout_id = layout.profile_id(profile)
+        self.header, self._dense_header = (HEADER.pack(v, layout_id) for v in (PROFILE_VERSION, DENSE_VERSION))
+        self._version_word, self._layout_word = np.frombuffer(self.header, np.uint32).tolist()
+        self.dense_size = HEADER.size + len(profile.half_lives) * RING_SLOTS * SLOT.itemsize
+        self.unpack([self.header])  # compiles now, or reads the compiled code, not in the first batch
+        self.pack_increments(Increments(*(np.zeros(1, np.int64) for _ in range(7))))
 
     def unpack(self, values: Sequence[bytes | None]) -> NDArray[np.void]:
         """Rings of P stored values: structured (P, half-lives, RING_SLOTS). Raises StateError."""
         rings = self._layout.empty_profiles(self._profile, len(values))
-        for p, value in enumerate(values):
-            if value is None:
-                continue
-            if len(value) != len(self.empty) or value[: HEADER.size] != self._header:
-                raise StateError(
-                    f"a stored profile {self.name} has {len(value)} bytes and header {value[: HEADER.size].hex()}:"
-                    f" expected {len(self.empty)} and {self._header.hex()}; its key, amount or half_lives have"
-                    " changed: give the profile a new name"
-                )
-            rings[p] = np.frombuffer(value, dtype=SLOT, offset=HEADER.size).reshape(rings.shape[1:])
+        places = [p for p, value in enumerate(values) if value is not None]
+        known = [value for value in values if value is not None]
+        size_N = np.fromiter(map(len, known), np.int64, len(known))
+        for n in np.flatnonzero(size_N == self.dense_size).tolist():
+            if known[n].startswith(self._dense_header):
+                rings[places[n]] = np.frombuffer(known[n], SLOT, offset=HEADER.size).reshape(rings.shape[1:])
+                known[n], size_N[n] = self.header, HEADER.size  # a value without records in its place
+        odd_N = np.flatnonzero((size_N - HEADER.size) % RECORD_BYTES)
+        if len(odd_N):
+            raise self._refused(known[odd_N[0]])
+        words = np.frombuffer(b"".join(known), np.uint32)
+        slots_PW = rings.view(np.uint32).reshape(len(values), (self.dense_size - HEADER.size) // 4)
+        place_N = np.array(places, np.int64)
+        odd = fill_rings(words, size_N, place_N, self._version_word, self._layout_word, slots_PW)
+        if odd >= 0:
+            raise self._refused(known[odd])
         return rings
 
     def pack_increments(self, increments: Increments) -> dict[int, bytes]:
         """For each owner the increments of its value, as `apply.lua` reads them."""
-        packed = np.empty(len(increments), INCREMENT)
-        slot = increments.ring * RING_SLOTS + increments.bucket % RING_SLOTS
-        packed["offset"] = HEADER.size + slot * SLOT.itemsize
-        for column in ("bucket", *COUNTERS):
-            packed[column] = getattr(increments, column)
-        owners, first = np.unique(increments.owner, return_index=True)  # increments are sorted by owner
-        bounds = [*first.tolist(), len(packed)]
-        return {o: packed[a:b].tobytes() for o, a, b in zip(owners.tolist(), bounds[:-1], bounds[1:], strict=True)}
+        count = len(increments)
+        records, first = np.empty((count, RECORD_WORDS), np.uint32), np.empty(count + 1, np.int64)
+        names = ("owner", "ring", "bucket", *COUNTERS)
+        columns = tuple(np.ascontiguousarray(getattr(increments, name), np.int64) for name in names)
+        owners = fill_records(columns, records, first)
+        first[owners] = count
+        data, bounds = records.tobytes(), (first[: owners + 1] * RECORD_BYTES).tolist()
+        owner = increments.owner[first[:owners]].tolist()
+        return {o: data[a:b] for o, a, b in zip(owner, bounds[:-1], bounds[1:], strict=True)}
+
+    def arguments(self, increments: Sequence[bytes]) -> tuple[bytes | int, ...]:
+        """What `apply.lua` is told of some profiles of this kind: packed increments, in the order of their keys."""
+        counts = struct.pack(f"<{len(increments)}H", *[len(packed) // RECORD_BYTES for packed in increments])
+        return self.header, self.dense_size, counts, b"".join(increments)
+
+    def _refused(self, value: bytes) -> StateError:
+        return StateError(
+            f"a stored profile {self.name} has {len(value)} bytes and header {value[: HEADER.size].hex()}: expected"
+            f" {HEADER.size} and a multiple of {RECORD_BYTES}, and {self.header.hex()}; its key, amount or"
+            " half_lives have changed: give the profile a new name"
+        )

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from models.bundle import load_bundle
 from models.pipeline.spec import Pipeline
 from models.registry import Registry
-from models.scorer import Scorer
+from models.scorer import load_scorer
 from models.simulate import Simulated, simulate
 from stream.kafka import ensure_topics
 from stream.local import LocalServices
@@ -107,7 +106,7 @@ async def _run(scene: Scene, pipeline: Pipeline, settings: Settings, services: L
     finally:
         trouble.end()
     seconds = time.monotonic() - started
-    scorer = Scorer(load_bundle(Registry(settings.registry).path(pipeline.name, version), pipeline))
+    scorer = load_scorer(Registry(settings.registry).path(pipeline.name, version), pipeline)
     events, labels, scores, alerts, letters = [
         await read_settled(settings, pipeline.topic(kind))
         for kind in ("events", "labels", "scores", "alerts", "dead-letter")

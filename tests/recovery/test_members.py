@@ -10,10 +10,9 @@ from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from models.bundle import load_bundle
 from models.pipeline.spec import Pipeline
 from models.registry import Registry
-from models.scorer import Scorer
+from models.scorer import Scorer, load_scorer
 from models.simulate import Simulated, simulate
 from stream.kafka import client_options, ensure_topics
 from stream.replay import Offsets, Pace, publish, wait_stored
@@ -33,7 +32,7 @@ def _prepare(settings: Settings, pipeline: Pipeline, folder: Path) -> tuple[list
     ensure_topics(settings, pipeline)
     windows = simulated_windows(pipeline, simulated)
     version = publish_model(pipeline, settings.registry, windows, folder=folder / "bundle")
-    scorer = Scorer(load_bundle(Registry(settings.registry).path(pipeline.name, version), pipeline))
+    scorer = load_scorer(Registry(settings.registry).path(pipeline.name, version), pipeline)
     return list(simulated.event_rows()), scorer
 
 

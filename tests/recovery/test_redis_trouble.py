@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.bundle import load_bundle
 from models.pipeline.spec import Pipeline
 from models.registry import Registry
-from models.scorer import Scorer
+from models.scorer import load_scorer
 from models.simulate import simulate
 from stream.kafka import ensure_topics
 from stream.local import LocalServices
@@ -58,7 +57,7 @@ async def _refused(pipeline: Pipeline, settings: Settings, folder: Path) -> None
         assert worker.stop() == 0
     client.close()
     scores = await read_settled(settings, pipeline.topic("scores"))
-    scorer = Scorer(load_bundle(Registry(settings.registry).path(pipeline.name, version), pipeline))
+    scorer = load_scorer(Registry(settings.registry).path(pipeline.name, version), pipeline)
     expected = uninterrupted(pipeline, await read_settled(settings, pipeline.topic("events")), [], scorer)
     assert assert_scored(expected, scores, same_content=True) == 0, "scores were repeated"
     assert_same_end(settings, pipeline, expected)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faust.types import TP
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from models.bundle import load_bundle
 from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
 from models.registry import Registry
-from models.scorer import Scorer
+from models.scorer import load_scorer
 from models.simulate import simulate
+from stream.delivery import Delivery
 from stream.kafka import ensure_topics
 from stream.local import LocalServices
 from stream.redis import connect
@@ -52,7 +54,7 @@ async def _emptied(pipeline: Pipeline, settings: Settings, services: LocalServic
         assert worker.metric("lepton_rewinds_total") >= 1
         assert worker.stop() == 0
     scores = await read_settled(settings, pipeline.topic("scores"))
-    scorer = Scorer(load_bundle(Registry(settings.registry).path(pipeline.name, version), pipeline))
+    scorer = load_scorer(Registry(settings.registry).path(pipeline.name, version), pipeline)
     expected = uninterrupted(pipeline, await read_settled(settings, pipeline.topic("events")), [], scorer)
     assert assert_scored(expected, scores, same_content=True) >= len(simulated) // 2
     assert_same_end(settings, pipeline, expected)
@@ -106,3 +108,38 @@ def test_outbox_left_behind_is_applied_once(store: RedisStore) -> None:
         assert store.recover(tag) == Position(1, 10**12, 1)
         store.apply([(tag, entry)])  # the owner was not dead after all
         assert _merchant_count(store) == 1
+
+
+def test_what_redis_lost_between_a_store_and_its_apply_is_applied(
+    pipeline: Pipeline, mortal_services: LocalServices, make_settings: MakeSettings
+) -> None:
+    """A Redis that comes back with a position and without what was applied after it: the next store must not bury
+    the outbox. The worker is told that the connection was lost, and applies the entry first."""
+    client: Any = connect(make_settings(redis_port=mortal_services.redis_port))
+    store = RedisStore(client, Layout(pipeline))
+    tp, tag = TP("events", 0), event_tag(0)
+
+    async def at_once(function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    async def seek(_: TP, offset: int) -> None:
+        raise AssertionError(f"a seek to {offset}")
+
+    async def run() -> None:
+        delivery = Delivery(store, event_tag, at_once, seek, lambda _: None)
+        await delivery.take_over(tp)
+        assert store.store([Write(tag, None, Position(1, 10**12, 1), _merchant_entry(store, 1))])[0]
+        delivery.sources[tp].advance(Position(1, 10**12, 1))
+        client.execute_command("WAITAOF", 1, 0, 1000)
+        mortal_services.kill_redis()  # before the apply, or with an apply that was not written to the file
+        mortal_services.start_redis()
+        later = [Write(tag, Position(1, 10**12, 1), Position(2, 10**12, 2), Outbox(2, []))]
+        with pytest.raises(RedisConnectionError):
+            store.store(later)
+        delivery.restart()
+        assert await delivery.admit([]) == {}
+        assert store.store(later) == [True]
+
+    asyncio.run(run())
+    assert _merchant_count(store) == 1
+    client.close()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from models.columns import columns_to_batch
-from models.features.step import Loaded, Step, step
+from models.features.step import Loaded, Step, increments_of, step
 from stream.scoring import distinct
 from stream.store.keys import Position, event_tag
 from stream.store.outbox import Outbox, make_outbox
@@ -51,7 +51,9 @@ def process(
     result = step(layout, batch, clock_M, Loaded(loaded.states[TAG], owner_M, loaded.rings, ring_owner))
     before = held or Position()
     position = Position(before.next_offset + len(batch), int(clock_M[-1]), before.outbox_seq + 1)
-    outbox = make_outbox(position.outbox_seq, store.formats, profile_keys, result.increments)
+    added = increments_of(layout, batch, clock_M, ring_owner, result.applied_A)
+    increments = {name: [part] for name, part in added.items()}
+    outbox = make_outbox(position.outbox_seq, store.formats, profile_keys, increments)
     assert store.store([Write(TAG, held, position, outbox, entities, result.states_N)])[0]
     if apply:
         store.apply([(TAG, outbox)])

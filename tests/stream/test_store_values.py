@@ -6,17 +6,19 @@ import json
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import StateError
-from models.features.layout import Layout
+from models.features.layout import RING_SLOTS, SLOT, Layout
+from models.features.profiles import COUNTERS, Increments, accumulate
 from models.pipeline.load import load_pipeline
 from models.pipeline.spec import Pipeline, Window
 from stream.kafka import partition_for
 from stream.settings import Settings
-from stream.store.inspect import describe_state, find_entity, show_entity
+from stream.store.inspect import describe_state, find_entity, memory_by_kind, show_entity
 from stream.store.keys import (
     PROFILE_SHARDS,
     Position,
@@ -28,9 +30,20 @@ from stream.store.keys import (
     profile_shard,
     state_key,
 )
+from stream.store.outbox import Outbox
+from stream.store.records import HEADER
 from stream.store.redis_store import RedisStore
-from stream.store.values import pack_states
+from stream.store.values import state_rows
 from tests.stream.batches import CARDS, MERCHANTS, TAG, process, random_columns
+
+RECORD = np.dtype([
+    ("offset", "<u4"), ("bucket", "<i4"), ("count", "<u4"), ("labels", "<u4"), ("frauds", "<u4"), ("amount", "<i8"),
+])  # fmt: skip
+
+
+def _far(value: bytes) -> bytes:
+    """The last record's slot is one that no ring has."""
+    return value[:-28] + (8 + 24 * 120).to_bytes(4, "little") + value[-24:]
 
 
 def test_a_state_of_another_layout_is_refused(store: RedisStore, client: Any, pipeline: Pipeline) -> None:
@@ -84,6 +97,45 @@ def test_a_profile_of_other_half_lives_is_refused(store: RedisStore, client: Any
         changed = msgspec.structs.replace(pipeline, profiles=pipeline.profiles | {"merchant": merchant})
         with pytest.raises(StateError, match="half_lives have changed"):
             RedisStore(client, Layout(changed)).load({}, {"merchant": MERCHANTS})
+
+
+def test_a_profile_of_version_1_is_read_and_rewritten(store: RedisStore, client: Any, pipeline: Pipeline) -> None:
+    """Values of all slots in a row, as they were once stored, are the same rings, before and after additions."""
+    _, held, _ = process(store, random_columns(1, 60), None)
+    stored = store.load({}, {"merchant": MERCHANTS}).rings["merchant"]
+    stored["amount"][2, 1, 5] = -(2**40)  # a slot that is not empty, of a bucket that is 0
+    header = HEADER.pack(1, store.layout.profile_id(pipeline.profiles["merchant"]))
+    keys = [profile_key(pipeline.name, "merchant", merchant) for merchant in MERCHANTS]
+    for key, rings in zip(keys[:6], stored, strict=False):
+        client.set(key, header + rings.tobytes())
+        assert client.strlen(key) == store.formats["merchant"].dense_size == 2888
+    np.testing.assert_array_equal(store.load({}, {"merchant": MERCHANTS}).rings["merchant"], stored)
+    _, _, outbox = process(store, random_columns(2, 60, first_id=100), held, apply=False)
+    for name, merchant, packed in outbox.items:
+        if name == "merchant":
+            added = np.frombuffer(packed, RECORD)
+            ring, _ = np.divmod((added["offset"].astype(np.int64) - HEADER.size) // SLOT.itemsize, RING_SLOTS)
+            owner = np.full(len(added), MERCHANTS.index(merchant))
+            columns = (added[column].astype(np.int64) for column in ("bucket", *COUNTERS))
+            accumulate(stored, Increments(owner, ring, *columns))
+    store.apply([(TAG, outbox)])
+    np.testing.assert_array_equal(store.load({}, {"merchant": MERCHANTS}).rings["merchant"], stored)
+    assert {client.get(key)[0] for key in keys} == {2}
+
+
+@pytest.mark.parametrize("change", [lambda v: v[:-1], lambda v: v[:7], lambda v: v + bytes(4), lambda v: v[:0], _far])
+def test_a_damaged_profile_is_refused(store: RedisStore, client: Any, pipeline_name: str, change: Any) -> None:
+    """Half a record, half a header or a slot that no ring has stops load and apply; nothing was added before."""
+    _, _, outbox = process(store, random_columns(1, 30), None)
+    key = profile_key(pipeline_name, "merchant", "m1")
+    damaged = change(client.get(key))
+    client.set(key, damaged)
+    with pytest.raises(StateError, match="half_lives have changed"):
+        store.load({}, {"merchant": MERCHANTS})
+    if change is not _far:  # the script adds to slots without a look at the others
+        with pytest.raises(StateError, match="half_lives have changed"):
+            store.apply([(TAG, Outbox(outbox.number + 1, outbox.items))])
+        assert client.get(key) == damaged
 
 
 @pytest.mark.parametrize("record", [b"", b"x", Position().pack() + b"\0", b"\x02\x00" + Position().pack()[2:]])
@@ -149,7 +201,7 @@ def test_an_entity_is_found_in_any_partition(store: RedisStore, client: Any, pip
     states = store.layout.empty_states(1)
     for partition in range(4):
         entity = f"e-{partition}"
-        store.client.set(state_key(pipeline.name, event_tag(partition), entity), pack_states(states)[0])
+        store.client.set(state_key(pipeline.name, event_tag(partition), entity), state_rows(states)[0].tobytes())
         found = find_entity(client, pipeline, entity, 4)
         assert found is not None
         assert found["partition"] == partition
@@ -160,5 +212,19 @@ def test_an_entity_is_found_in_any_partition(store: RedisStore, client: Any, pip
 def test_an_empty_state_can_be_described() -> None:
     """A state that no event ever reached has no clock and no window."""
     layout = Layout(load_pipeline("payments"))
-    shown = describe_state(layout, pack_states(layout.empty_states(1))[0])
+    shown = describe_state(layout, state_rows(layout.empty_states(1))[0].tobytes())
     assert (shown["events"], shown["clock"], shown["window"]) == (0, None, [])
+
+
+def test_memory_is_told_by_kind(store: RedisStore, client: Any, pipeline: Pipeline) -> None:
+    """Every state and profile is counted once, and costs Redis its value and less than 200 bytes more."""
+    columns = random_columns(1, 60)
+    process(store, columns, None)
+    found = memory_by_kind(client, pipeline, sample=3)
+    devices = {device for device in columns["device_id"] if device is not None}
+    assert {kind: facts["keys"] for kind, facts in found.items()} == {
+        "state": len(CARDS), "merchant": len(MERCHANTS), "device": len(devices),
+    }  # fmt: skip
+    assert found["state"]["value_bytes"] == store.layout.state_dtype.itemsize
+    assert 8 + 28 * 3 <= found["merchant"]["value_bytes"] < 1000, "only slots that hold something are stored"
+    assert all(0 < facts["memory_bytes"] - facts["value_bytes"] < 200 for facts in found.values())
