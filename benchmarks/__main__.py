@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from cyclopts import App
 
-from benchmarks import handbook, hot_path
+from benchmarks import entities, handbook, latency, memory, scaling, steps, throughput
+from benchmarks.harness import progress
+from benchmarks.options import DEFAULTS, Options
+from benchmarks.peers import compare
 from models.errors import LeptonError
 
 app = App(name="python -m benchmarks", help="Measure, and fail when an answer is wrong.")
-app.command(hot_path.hot_path)
+EVERY = (
+    steps.steps, throughput.throughput, compare.peers, latency.latency, entities.entities, scaling.scaling,
+    memory.memory,
+)  # fmt: skip
+for benchmark in EVERY:
+    app.command(benchmark)
 app.command(handbook.handbook)
 
 
 @app.default
-def every() -> None:
-    """Run all benchmarks that need no data file."""
-    hot_path.hot_path()
+def every(*, options: Options = DEFAULTS) -> None:
+    """Run all benchmarks that need no data file, one after the other."""
+    failed = []
+    for benchmark in EVERY:
+        try:
+            benchmark(options=replace(options, json=None))
+        except LeptonError as error:
+            progress(f"{benchmark.__name__}: {error}")
+            failed.append(benchmark.__name__)
+    if failed:
+        raise LeptonError(f"{', '.join(failed)} failed: expected none to")
 
 
 def main() -> None:
