@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.detectors.base import Detector
-from models.detectors.run import run_blocks
 from models.features.encoded import Encoded, InputSpec
+from models.weights import Scaling
 
 __all__ = ["Group", "Reason", "explain", "input_groups"]
 
@@ -59,6 +60,7 @@ class Group:
     columns: tuple[int, ...] = ()
 
 
+@lru_cache(maxsize=8)
 def input_groups(inputs: InputSpec) -> list[Group]:
     """All groups of a detector's inputs; every column is in exactly one."""
     groups = _grouped(inputs.x, "x")
@@ -67,17 +69,22 @@ def input_groups(inputs: InputSpec) -> list[Group]:
     return [*groups, Group(EARLIER_EVENTS, "history")]
 
 
-def explain(detector: Detector, encoded: Encoded, n: int) -> list[list[Reason]]:
-    """For each window its `n` reasons of greatest effect, greatest first (fewer if there are fewer groups)."""
-    groups = input_groups(detector.inputs)
+def explain(
+    logits: Callable[[Encoded], NDArray[np.float32]], inputs: InputSpec, scaling: Scaling, encoded: Encoded, n: int
+) -> list[list[Reason]]:
+    """For each window its `n` reasons of greatest effect, greatest first (fewer if there are fewer groups).
+
+    logits: an engine's. scaling: what training saw of the inputs.
+    """
+    groups = input_groups(inputs)
     step = max(1, ROWS_PER_CALL // (len(groups) + 1))
     reasons: list[list[Reason]] = []
     for start in range(0, len(encoded), step):
         part = encoded.take(slice(start, start + step))
-        logit_GB = run_blocks(detector, _variants(detector, part, groups)).reshape(len(groups) + 1, len(part))
+        logit_GB = logits(_variants(scaling, part, groups)).reshape(len(groups) + 1, len(part))
         for b in range(len(part)):
             top = _strongest(logit_GB[:, b].astype(np.float64), n)
-            reasons.append([Reason(*_shown(detector, part, b, groups[g]), effect) for g, effect in top])
+            reasons.append([Reason(*_shown(inputs, scaling, part, b, groups[g]), effect) for g, effect in top])
     return reasons
 
 
@@ -97,20 +104,19 @@ def _grouped(names: tuple[str, ...], kind: Literal["x", "context"]) -> list[Grou
     return [Group(name, kind, tuple(members)) for name, members in columns.items()]
 
 
-def _variants(detector: Detector, encoded: Encoded, groups: list[Group]) -> Encoded:
+def _variants(scaling: Scaling, encoded: Encoded, groups: list[Group]) -> Encoded:
     """The windows as they are, then once for each group without it: (groups + 1) · B rows."""
-    x_mean_F, context_mean_C = detector.x_mean_F.numpy(), detector.context_mean_C.numpy()
     rows = len(encoded)
     copies = Encoded.concatenate([encoded] * (len(groups) + 1))
     for number, group in enumerate(groups, start=1):
         at = slice(number * rows, (number + 1) * rows)
         columns = list(group.columns)
         if group.kind == "x":
-            copies.x_BLF[at, -1, columns] = x_mean_F[columns]
+            copies.x_BLF[at, -1, columns] = scaling.x_mean_F[columns]
         elif group.kind == "code":
             copies.codes_BLK[at, -1, columns] = 0  # "missing" is the only category that stands for none
         elif group.kind == "context":
-            copies.context_BC[at, columns] = context_mean_C[columns]
+            copies.context_BC[at, columns] = scaling.context_mean_C[columns]
         else:
             copies.mask_BL[at, :-1] = False
     return copies
@@ -124,7 +130,7 @@ def _strongest(logit_G: NDArray[np.float64], n: int) -> list[tuple[int, float]]:
     return [(g, float(score_G[0] - score_G[g + 1])) for g in order.tolist()]
 
 
-def _shown(detector: Detector, encoded: Encoded, b: int, group: Group) -> tuple[str, float]:
+def _shown(inputs: InputSpec, scaling: Scaling, encoded: Encoded, b: int, group: Group) -> tuple[str, float]:
     """The name and value by which a group is shown to people."""
     columns = list(group.columns)
     if group.kind == "history":
@@ -132,11 +138,10 @@ def _shown(detector: Detector, encoded: Encoded, b: int, group: Group) -> tuple[
     if group.kind == "code":
         return group.name, float(encoded.codes_BLK[b, -1, columns[0]])
     if group.kind == "x":
-        names, values = detector.inputs.x, encoded.x_BLF[b, -1]
-        mean, std = detector.x_mean_F.numpy(), detector.x_std_F.numpy()
+        names, values, mean, std = inputs.x, encoded.x_BLF[b, -1], scaling.x_mean_F, scaling.x_std_F
     else:
-        names, values = detector.inputs.context, encoded.context_BC[b]
-        mean, std = detector.context_mean_C.numpy(), detector.context_std_C.numpy()
+        names, values = inputs.context, encoded.context_BC[b]
+        mean, std = scaling.context_mean_C, scaling.context_std_C
     if len(columns) == 2 and all(CYCLE_END.search(names[c]) for c in columns):
         by_name = {names[c]: float(values[c]) for c in columns}
         turn = math.atan2(by_name[f"{group.name}_sin"], by_name[f"{group.name}_cos"]) / (2 * math.pi) % 1.0

@@ -6,6 +6,7 @@ Training fits the curve (isotonic regression) and stores its knots in the bundle
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["Calibration"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Calibration:
     """Knots of the curve: `scores` strictly increasing, `probabilities` non-decreasing within [0, 1].
 
@@ -45,5 +46,9 @@ class Calibration:
 
     def apply(self, score_B: NDArray[np.floating]) -> NDArray[np.float32]:
         """probability_B of score_B."""
-        probability_B: NDArray[np.float32] = np.interp(score_B, self.scores, self.probabilities).astype(np.float32)
+        probability_B: NDArray[np.float32] = np.interp(score_B, *self._knots).astype(np.float32)
         return probability_B
+
+    @cached_property
+    def _knots(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.array(self.scores), np.array(self.probabilities)

@@ -16,9 +16,11 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from models.bundle import load_bundle
+from models.engines import LARGE, SMALL, measure
 from models.errors import LeptonError
 from models.pipeline.load import load_pipeline
 from models.registry import Registry
+from models.scorer import load_scorer
 
 __all__ = ["app"]
 
@@ -120,10 +122,34 @@ def verify(pipeline: str, version: str | None = None, *, registry: Root = DEFAUL
     spec, store = load_pipeline(pipeline), Registry(registry)
     versions = [version] if version else store.versions(spec.name)
     for each in versions:
-        load_bundle(store.path(spec.name, each), spec)
+        load_scorer(store.path(spec.name, each), spec)
         print(f"{each} ok")
     if not versions:
         raise SystemExit(f"{spec.name} has no versions in {registry}")
+
+
+@app.command
+def engines(pipeline: str, version: str | None = None, *, registry: Root = DEFAULT_ROOT, threads: int = 1) -> None:
+    """Run a version on every engine there is, and show times and golden differences.
+
+    Parameters
+    ----------
+    pipeline
+        A shipped name or a TOML file.
+    version
+        The champion when left out.
+    threads
+        Of the engine.
+    """
+    spec, store = load_pipeline(pipeline), Registry(registry)
+    chosen = version or store.champion(spec.name)
+    if chosen is None:
+        raise SystemExit(f"{spec.name} has no champion in {registry}; name a version, or promote one")
+    table = Table("engine", f"µs an event in {SMALL}", f"in {LARGE}", "golden difference", "left out")
+    for row in measure(load_bundle(store.path(spec.name, chosen), spec), threads):
+        small, large = ("" if s is None else f"{s * 1e6:.1f}" for s in (row.small_s, row.large_s))
+        table.add_row(row.engine, small, large, "" if row.golden is None else f"{row.golden:.1e}", row.left_out or "")
+    Console().print(table)
 
 
 def _row(store: Registry, pipeline: str, version: str) -> dict[str, Any]:

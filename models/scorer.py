@@ -1,21 +1,23 @@
-"""Scores encoded windows with one bundle. The worker, replay and evaluation all score through this.
-
-Not safe for use from two threads at once; it keeps no state between calls.
-"""
+"""Scores encoded windows with one bundle. The worker, replay and evaluation all score through this."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.attribution import Reason, explain
-from models.bundle import Bundle
-from models.detectors.run import BLOCK, block_lengths, empty, run_blocks, scores_of
+from models.bundle import Bundle, load_bundle
+from models.engines import Choice, EngineName, Measured, choose, scores_of
+from models.engines.base import Precision
 from models.features.encoded import Encoded
+from models.pipeline.spec import Pipeline
+from models.weights import Scaling
 
-__all__ = ["Scorer", "Scores"]
+__all__ = ["Scorer", "Scores", "load_scorer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,17 @@ class Scores:
 
 
 class Scorer:
-    """An event's score does not depend on the batch it comes in, bit for bit (see `models.detectors.run`)."""
+    """An event's score does not depend on the batch it comes in, bit for bit (see `models.engines`).
 
-    def __init__(self, bundle: Bundle) -> None:
+    Keeps no state between calls; a call from another thread waits for the one that runs. measured: what the choice
+    of the engine rests on.
+    """
+
+    def __init__(self, bundle: Bundle, choice: Choice) -> None:
         self.bundle = bundle
+        self.measured: tuple[Measured, ...] = choice.table
+        self._engine, self._one_at_a_time = choice.engine, threading.Lock()
+        self._scaling = Scaling.of(bundle.weights)
 
     @property
     def version(self) -> str:
@@ -41,19 +50,35 @@ class Scorer:
         """The score from which an event is an alert."""
         return self.bundle.threshold
 
+    @property
+    def engine(self) -> str:
+        """Which engine runs the detector."""
+        return self._engine.name
+
+    @property
+    def precision(self) -> Precision:
+        """Of the engine's arithmetic."""
+        return self._engine.precision
+
     def score(self, encoded: Encoded) -> Scores:
         """Scores of all windows, in order; any number of them, also none."""
-        score_B = scores_of(run_blocks(self.bundle.detector, encoded))
+        score_B = scores_of(self._logits(encoded))
         return Scores(score_B, self.bundle.calibration.apply(score_B))
 
     def explain(self, encoded: Encoded, n: int) -> list[list[Reason]]:
         """The n strongest reasons of each window. Costs some fifty scores a window: for alerts only."""
-        return explain(self.bundle.detector, encoded, n)
+        return explain(self._logits, self.bundle.info.inputs, self._scaling, encoded, n)
 
-    def warm_up(self) -> None:
-        """Run every shape once, so that the first real batch does not pay for allocations and kernel choice."""
-        inputs = self.bundle.info.inputs
-        for length in block_lengths(inputs.length):
-            windows = empty(inputs, BLOCK, inputs.length)
-            windows.mask_BL[:, -length:] = True
-            self.score(windows)
+    def _logits(self, encoded: Encoded) -> NDArray[np.float32]:
+        with self._one_at_a_time:
+            return self._engine.logits(encoded)
+
+
+def load_scorer(folder: Path, pipeline: Pipeline, engine: EngineName = "auto", threads: int = 1) -> Scorer:
+    """Load a bundle, check all of it, and run it with the fastest engine or the named one.
+
+    Every shape and size has run when this returns, so no first batch pays for compilation. Raises BundleError as
+    `models.bundle.load_bundle` and `models.engines.choose` do.
+    """
+    bundle = load_bundle(folder, pipeline)
+    return Scorer(bundle, choose(bundle, engine, threads))

@@ -1,6 +1,6 @@
 """The model in use: follows the pipeline's `.models` topic and the registry, and swaps between two batches.
 
-A new bundle is loaded, verified and warmed up in a thread while the old one scores; then one reference is
+A new bundle is loaded and verified, and its engine chosen, in a thread while the old one scores; then one reference is
 exchanged, which the worker reads at the start of a batch. A bundle that is refused leaves the old one in place.
 The topic is a hint to look at once; the registry's pointer is also looked at every few seconds, so a message
 that was lost only delays a swap.
@@ -18,11 +18,10 @@ import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from models.bundle import load_bundle
 from models.errors import BundleError, LeptonError
 from models.pipeline import Pipeline
 from models.registry import Registry
-from models.scorer import Scorer
+from models.scorer import Scorer, load_scorer
 from stream import metrics
 from stream.kafka import client_options
 from stream.settings import Settings
@@ -83,9 +82,8 @@ class Champion:
             self._swap(scorer, time.monotonic() - noticed_s)
 
     def _load(self, version: str) -> Scorer:
-        scorer = Scorer(load_bundle(self._registry.path(self._pipeline.name, version), self._pipeline))
-        scorer.warm_up()
-        return scorer
+        folder = self._registry.path(self._pipeline.name, version)
+        return load_scorer(folder, self._pipeline, self._settings.engine, self._settings.threads)
 
     def _swap(self, scorer: Scorer, seconds: float) -> None:
         name, old = self._pipeline.name, self.scorer
@@ -95,7 +93,12 @@ class Champion:
             metrics.MODEL.remove_by_labels({"pipeline": name, "version": old.version})
         metrics.MODEL.labels(name, scorer.version).set(1)
         metrics.SWAP.labels(name).observe(seconds)
-        log.info("model in use", pipeline=name, version=scorer.version, seconds=round(seconds, 3))
+        metrics.show_engines(name, scorer)
+        engines = {row.engine: row.described() for row in scorer.measured}
+        log.info(
+            "model in use", pipeline=name, version=scorer.version, seconds=round(seconds, 3), engine=scorer.engine,
+            engines=engines,
+        )  # fmt: skip
 
     def _refuse(self, version: str | None, reason: str, detail: str) -> None:
         self._refused = version

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["REGISTRY", "exposition", "forget_partition"]
+from models.engines import LARGE, SMALL
+from models.scorer import Scorer
+
+__all__ = ["REGISTRY", "exposition", "forget_partition", "show_engines"]
 
 REGISTRY = CollectorRegistry()
 
@@ -60,6 +63,14 @@ FRESHNESS = Gauge(
     registry=REGISTRY,
 )  # fmt: skip
 MODEL = Gauge("lepton_model_info", "1 for the model in use.", ["pipeline", "version"], registry=REGISTRY)
+ENGINE = Gauge(
+    "lepton_engine_info", "1 for the engine that runs the model in use.",
+    ["pipeline", "version", "engine", "precision"], registry=REGISTRY,
+)  # fmt: skip
+ENGINE_TIME = Gauge(
+    "lepton_engine_seconds", "Time an event took in a batch of so many when the model was loaded.",
+    ["pipeline", "engine", "batch"], registry=REGISTRY,
+)  # fmt: skip
 SWAP = Histogram(
     "lepton_model_swap_seconds", "From noticing a new model to scoring with it.", ["pipeline"],
     buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0), registry=REGISTRY,
@@ -77,6 +88,17 @@ def forget_partition(topic: str, partition: int) -> None:
     """A partition that another worker reads now must not be reported by this one."""
     for gauge in (LAG, FRESHNESS):
         gauge.remove_by_labels({"topic": topic, "partition": str(partition)})
+
+
+def show_engines(pipeline: str, scorer: Scorer) -> None:
+    """The engine in use and what it was measured against; replaces what an earlier model left."""
+    for gauge in (ENGINE, ENGINE_TIME):
+        gauge.remove_by_labels({"pipeline": pipeline})
+    ENGINE.labels(pipeline, scorer.version, scorer.engine, scorer.precision).set(1)
+    for row in scorer.measured:
+        for batch, seconds in ((SMALL, row.small_s), (LARGE, row.large_s)):
+            if seconds is not None:
+                ENGINE_TIME.labels(pipeline, row.engine, str(batch)).set(seconds)
 
 
 def exposition() -> bytes:

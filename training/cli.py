@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.clock import duration_ms, from_iso
+from models.engines import EngineName
 from models.errors import LeptonError
 from models.pipeline.load import load_pipeline
 from models.pipeline.spec import Pipeline
@@ -143,6 +144,7 @@ def evaluate(
     scores_topic: Annotated[bool, Parameter(help="Also measure the scores topic.", negative=())] = False,
     scores: Annotated[Path | None, Parameter(help="Also measure a file of score messages (JSONL).")] = None,
     until_idle: Annotated[float, Parameter(help="The topic has ended after so many seconds of silence.")] = 3.0,
+    engine: Annotated[EngineName, Parameter(help="That scores offline; expected to be the worker's.")] = "auto",
     folds: Annotated[int, Parameter(help="Equal ranges that are measured apart and averaged.")] = 1,
     leave_out_known: Annotated[
         str | None, Parameter(help="Leave out entities with a known fraud since this long before training ended.")
@@ -156,17 +158,17 @@ def evaluate(
     low, high = _time("--start", start), _time("--end", end)
     known = None if leave_out_known is None else _duration("--leave-out-known", leave_out_known)
 
-    from models.bundle import load_bundle  # noqa: PLC0415, torch takes seconds to import
+    from models.scorer import load_scorer  # noqa: PLC0415, engines take a second to import
     from training import evaluate as ev  # noqa: PLC0415
     from training.archive import Archive  # noqa: PLC0415
     from training.progress import Bars  # noqa: PLC0415
     from training.replay import load_history  # noqa: PLC0415
 
-    model = load_bundle(bundle or _champion(registry or loaded.registry, spec), spec)
+    scorer = load_scorer(bundle or _champion(registry or loaded.registry, spec), spec, engine)
     past = load_history(Archive(history, spec))
     with Bars() as bars:
-        offline = ev.offline_scores(past, model, low, high, lambda done, total: bars("replay", done, total))
-    facts: dict[str, Any] = {"version": model.version}
+        offline = ev.offline_scores(past, scorer, low, high, lambda done, total: bars("replay", done, total))
+    facts: dict[str, Any] = {"version": scorer.version, "engine": scorer.engine}
     facts["offline"] = ev.measure(offline, past, low, high, folds=folds, known_ms=known)
     agree = True
     if scores_topic or scores is not None:

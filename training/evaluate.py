@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import Bundle
 from models.clock import from_iso
 from models.events import EventBatch
 from models.messages import decode_score
@@ -72,7 +71,7 @@ class OnlineScores:
 
 
 def offline_scores(
-    history: History, bundle: Bundle, start_ms: int, end_ms: int, report: Callable[[int, int], None] | None = None
+    history: History, scorer: Scorer, start_ms: int, end_ms: int, report: Callable[[int, int], None] | None = None
 ) -> Scored:
     """Replay the history and score the events with start <= event time < end. Raises TrainingError for none.
 
@@ -83,7 +82,7 @@ def offline_scores(
     if not inside.any():
         raise TrainingError("no event of the history lies in the evaluated range: expected other --start and --end")
     until_ms = int(history.event_clock_M[inside].max()) + 1
-    frauds, scorer = history.frauds(), Scorer(bundle)
+    frauds = history.frauds()
     parts = []
 
     def want(batch: EventBatch) -> NDArray[np.bool_]:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import Bundle, load_bundle, write_bundle
+from models.bundle import Bundle, load_bundle
+from models.bundle_write import write_bundle
 from models.clock import DAY_MS
 from models.detectors import Detector, build_detector
+from models.engines.torch_engine import detector_of
 from models.errors import BundleError
 from models.features.encoded import Encoded
 from models.features.layout import Layout
@@ -116,7 +118,7 @@ def _detector(
     """A new detector scaled on the training windows, or another bundle's as it is; and that bundle's version."""
     if start_from is not None:
         bundle = load_bundle(start_from, pipeline)
-        return bundle.detector, bundle.version
+        return detector_of(bundle), bundle.version
     torch.manual_seed(recipe.seed)
     spec = pipeline.detector
     detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)

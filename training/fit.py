@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from models.calibration import Calibration
 from models.detectors import Detector
 from models.detectors.base import tensors
-from models.detectors.run import run_blocks, scores_of
+from models.engines.base import scores_of
+from models.engines.torch_engine import TorchEngine
 from models.features.encoded import Encoded
 from training.dataset import Part
 from training.errors import TrainingError
@@ -96,7 +97,7 @@ def fit(
 def score(detector: Detector, encoded: Encoded) -> NDArray[np.float32]:
     """score_B as `models.scorer` gives it."""
     detector.eval()
-    return scores_of(run_blocks(detector, encoded))
+    return scores_of(TorchEngine(detector).logits(encoded))
 
 
 def fit_calibration(score_N: NDArray[np.float32], fraud_N: NDArray[np.bool_]) -> Calibration:

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.features.encoded import Encoded, InputSpec
+from models.weights import layer_width
 
 __all__ = ["ARCHITECTURES", "Detector", "build_detector", "register", "tensors"]
 
 SCALED_LIMIT = 10.0  # standard deviations; one absurd amount must not drown everything else
 SMALL_STD = 1e-6  # a feature that hardly varies is only centred
 EMBEDDING_STD = 0.1
-WIDTH_STEP = 16  # below 12 columns, MKL's kernels round a row by where it stands in its block
 
 ARCHITECTURES: dict[str, type[Detector]] = {}
 
@@ -67,8 +67,7 @@ class Detector(nn.Module):
 
     - what stands at masked positions does not matter, nor how many there are before the first event;
     - one window's logit does not depend on the other windows of the batch (up to float rounding;
-      `models.detectors.run` removes even that, as long as its layers are `width` wide: `hidden`, rounded up
-      to a multiple of WIDTH_STEP);
+      `models.engines.blocks` removes even that, as long as its layers are `width` wide: `hidden`, rounded up);
     - in eval mode the same input gives the same output, bit for bit.
     """
 
@@ -82,7 +81,7 @@ class Detector(nn.Module):
     def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
         super().__init__()
         self.inputs, self.hidden, self.embedding = inputs, hidden, embedding
-        self.width = -(-hidden // WIDTH_STEP) * WIDTH_STEP
+        self.width = layer_width(hidden)
         self.register_buffer("x_mean_F", torch.zeros(len(inputs.x)))
         self.register_buffer("x_std_F", torch.ones(len(inputs.x)))
         self.register_buffer("context_mean_C", torch.zeros(len(inputs.context)))
@@ -105,6 +104,10 @@ class Detector(nn.Module):
     def forward(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor) -> Tensor:
         """logit_B, float32: higher is likelier fraud. Inputs as in `Encoded`; L may be below `inputs.length`."""
         raise NotImplementedError
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of all weights and the scaler, by the names of `models.weights`."""
+        return {name: tensor.numpy(force=True).copy() for name, tensor in self.state_dict().items()}
 
     @torch.no_grad()
     def fit_scaler(self, encoded: Encoded) -> None:

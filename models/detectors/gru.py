@@ -54,7 +54,7 @@ class GruDetector(Detector):
         padding_BL1 = (~mask_BL).unsqueeze(2).to(event_BLD.dtype)
         # A masked event's numbers are cleared, so that not even NaN there could reach the state.
         steps = torch.cat([event_BLD.masked_fill(~mask_BL.unsqueeze(2), 0.0), padding_BL1], dim=2)
-        first = event_BLD.new_zeros(1, len(event_BLD), self.width)
+        first = event_BLD.new_zeros(1, event_BLD.shape[0], self.width)  # `len` would fix the batch of an ONNX graph
         input_weight, state_weight, input_bias, state_bias = self.gru.all_weights[0]
         weights = [torch.cat([input_weight, self.keep_gate], dim=1), state_weight, input_bias, state_bias]
         _, last_1BH = torch.gru(steps, first, weights, True, 1, 0.0, self.training, False, True)

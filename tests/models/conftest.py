@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle, write_bundle
+from models.bundle import Bundle
+from models.bundle_write import write_bundle
 from models.calibration import Calibration
 from models.detectors import Detector, build_detector
 from models.features.encoded import Encoded, InputSpec

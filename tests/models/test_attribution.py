@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attribution import EARLIER_EVENTS, explain, input_groups
+from models.attribution import EARLIER_EVENTS, Reason, explain, input_groups
 from models.detectors import Detector
-from models.detectors.run import run_blocks, scores_of
+from models.engines.base import scores_of
+from models.engines.torch_engine import TorchEngine
 from models.features.encoded import Encoded, InputSpec
 from models.features.layout import Layout
 from models.pipeline.load import load_pipeline
+from models.weights import Scaling
 
 INPUTS = InputSpec(
     x=("amount", "amount.missing", "hour_sin", "hour_cos", "gap"),
@@ -54,6 +56,10 @@ def window(rows: int = 1) -> Encoded:
     return Encoded(x_BLF, codes_BLK, mask_BL, context_BC)
 
 
+def reasons_of(detector: Detector, encoded: Encoded, n: int) -> list[list[Reason]]:
+    return explain(TorchEngine(detector).logits, detector.inputs, Scaling.of(detector.weights()), encoded, n)
+
+
 def sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
 
@@ -62,7 +68,7 @@ def test_effects_by_hand(linear):
     """Each effect is the score minus the score with the group at its training mean; greatest first."""
     logit = 2.0 - 0.5 + 0.6 + 0.5 + 0.8 + 0.9
     expected = [("amount", 1.0), ("shop.fraud_rate.7d", 0.9), ("count.1d", 0.8), ("kind", 0.6), (EARLIER_EVENTS, 0.5)]
-    reasons = explain(linear, window(), 5)[0]
+    reasons = reasons_of(linear, window(), 5)[0]
     assert [r.feature for r in reasons] == [name for name, _ in expected]
     for reason, (_, drop) in zip(reasons, expected, strict=True):
         assert reason.effect == pytest.approx(sigmoid(logit) - sigmoid(logit - drop), abs=1e-6)
@@ -70,7 +76,7 @@ def test_effects_by_hand(linear):
 
 def test_values_are_what_the_detector_read(linear):
     """A reason shows the input; a category its row, the past its length, a cycle its hour."""
-    values = {r.feature: r.value for r in explain(linear, window(), 99)[0]}
+    values = {r.feature: r.value for r in reasons_of(linear, window(), 99)[0]}
     assert values["amount"] == 1.0
     assert values["kind"] == 2
     assert values[EARLIER_EVENTS] == 2
@@ -80,7 +86,7 @@ def test_values_are_what_the_detector_read(linear):
 
 def test_what_lowers_the_score_has_a_negative_effect_and_comes_last(linear):
     """The gap pulled the score down."""
-    last = explain(linear, window(), 99)[0][-1]
+    last = reasons_of(linear, window(), 99)[0][-1]
     assert last.feature == "gap"
     assert last.effect < 0
 
@@ -89,7 +95,7 @@ def test_reasons_are_ordered_even_where_the_score_is_saturated(linear):
     """At a score of 1 every effect rounds to nothing, yet the order is that of the logits."""
     far = window()
     far.context_BC[:, 1] = 60.0
-    names = [r.feature for r in explain(linear, far, 4)[0]]
+    names = [r.feature for r in reasons_of(linear, far, 4)[0]]
     assert names == ["count.1d", "amount", "shop.fraud_rate.7d", "kind"]
 
 
@@ -111,13 +117,13 @@ def test_groups_join_what_would_hide_each_other():
 def test_many_alerts_get_the_reasons_they_get_alone(detector, make_windows):
     """Explaining is batched; company changes nothing, and the input is left as it was."""
     encoded = make_windows(150, seed=6)
-    before = scores_of(run_blocks(detector, encoded))
-    together = explain(detector, encoded, 4)
+    before = scores_of(TorchEngine(detector).logits(encoded))
+    together = reasons_of(detector, encoded, 4)
     for i in (0, 77, 149):
-        assert explain(detector, encoded.take(slice(i, i + 1)), 4)[0] == together[i]
+        assert reasons_of(detector, encoded.take(slice(i, i + 1)), 4)[0] == together[i]
     assert {len(r) for r in together} == {4}
     assert all(r[k].effect >= r[k + 1].effect for r in together for k in range(3))
-    np.testing.assert_array_equal(scores_of(run_blocks(detector, encoded)), before)
+    np.testing.assert_array_equal(scores_of(TorchEngine(detector).logits(encoded)), before)
 
 
 def test_a_trained_detector_is_explained_by_what_it_was_trained_on(detector, inputs, make_windows):
@@ -131,9 +137,9 @@ def test_a_trained_detector_is_explained_by_what_it_was_trained_on(detector, inp
         torch.nn.functional.binary_cross_entropy_with_logits(detector(*arguments), wanted).backward()
         optimiser.step()
     detector.eval()
-    alerts = encoded.take(run_blocks(detector, encoded) > 2)
+    alerts = encoded.take(TorchEngine(detector).logits(encoded) > 2)
     group = next(g for g in input_groups(inputs) if g.kind == "context" and 2 in g.columns)
     members = {inputs.context[c] for c in group.columns}
-    first = [reasons[0].feature in members for reasons in explain(detector, alerts, 1)]
+    first = [reasons[0].feature in members for reasons in reasons_of(detector, alerts, 1)]
     assert len(first) > 20
     assert np.mean(first) > 0.9

@@ -12,15 +12,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from models.bundle import BundleInfo, load_bundle, read_info, write_bundle
+from models.bundle import BundleInfo, load_bundle, read_info
+from models.bundle_write import write_bundle
 from models.calibration import Calibration
 from models.detectors import build_detector
-from models.detectors.run import run_blocks
+from models.engines.torch_engine import TorchEngine, detector_of
 from models.errors import BundleError
 from models.features.encoded import InputSpec
 from models.pipeline.load import parse_pipeline
+from models.scorer import load_scorer
 
-FILES = ["MANIFEST.json", "bundle.json", "card.md", "golden.safetensors", "weights.safetensors"]
+FILES = ["MANIFEST.json", "bundle.json", "card.md", "golden.safetensors", "model.onnx", "weights.safetensors"]
 
 
 def reseal(folder: Path, **changes: bytes) -> None:
@@ -35,12 +37,12 @@ def reseal(folder: Path, **changes: bytes) -> None:
 
 def refusal(folder: Path, pipeline) -> BundleError:
     with pytest.raises(BundleError) as caught:
-        load_bundle(folder, pipeline)
+        load_scorer(folder, pipeline, "torch")
     return caught.value
 
 
 def test_what_is_written_comes_back(make_bundle, pipeline, detector, make_windows):
-    """Everything a caller gave is in the loaded bundle, and the detector gives the same bits."""
+    """Everything a caller gave is in the loaded bundle, and torch gives the same bits with it."""
     bundle = make_bundle()
     assert sorted(os.listdir(bundle.folder)) == FILES
     assert (bundle.threshold, bundle.calibration) == (0.75, Calibration((0.0, 0.5, 1.0), (0.0, 0.02, 0.9)))
@@ -49,9 +51,8 @@ def test_what_is_written_comes_back(make_bundle, pipeline, detector, make_window
     assert (info.architecture, info.hidden, info.embedding, info.pipeline) == ("gru", 6, 3, "small")
     assert info.created_at == "2023-11-14T22:13:20.000Z"
     assert info.version.startswith("20231114T221320-")
-    assert not bundle.detector.training
-    encoded = make_windows(80)
-    np.testing.assert_array_equal(run_blocks(bundle.detector, encoded), run_blocks(detector, encoded))
+    encoded, again = make_windows(80), TorchEngine(detector_of(bundle))
+    np.testing.assert_array_equal(again.logits(encoded), TorchEngine(detector).logits(encoded))
 
 
 def test_the_card_tells_people(make_bundle):
@@ -162,7 +163,7 @@ def test_inputs_the_features_do_not_give_are_refused(make_bundle, pipeline):
 def test_weights_that_cannot_be_used_are_refused(make_bundle, pipeline, damage):
     """NaN, another shape, a tensor too few or too many, a file that is none."""
     bundle = make_bundle()
-    weights = {k: v.clone() for k, v in bundle.detector.state_dict().items()}
+    weights = {name: torch.from_numpy(array) for name, array in bundle.weights.items()}
     name = "head.0.bias"
     if damage == "nan":
         weights[name][1] = float("nan")
@@ -177,10 +178,32 @@ def test_weights_that_cannot_be_used_are_refused(make_bundle, pipeline, damage):
     assert refusal(bundle.folder, pipeline).reason == "weights"
 
 
+def test_a_golden_case_of_another_curve_is_refused(make_bundle, pipeline):
+    """The probabilities of the golden case must be those of the bundle's calibration at its scores."""
+    folder = make_bundle().folder
+    facts = json.loads((folder / "bundle.json").read_text())
+    facts["calibration"]["probabilities"] = [0.0, 0.03, 0.9]
+    reseal(folder, bundle=json.dumps(facts).encode())
+    error = refusal(folder, pipeline)
+    assert error.reason == "golden"
+    assert "probability_B is off by" in error.detail
+
+
+def test_a_bundle_of_an_early_version_has_no_graph(make_bundle, pipeline):
+    """A bundle without model.onnx loads; one that the manifest does not vouch for is not read."""
+    folder = make_bundle().folder
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    del manifest["sha256"]["model.onnx"]
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert load_bundle(folder, pipeline).onnx is None
+    (folder / "model.onnx").unlink()
+    assert load_bundle(folder, pipeline).onnx is None
+
+
 def test_a_golden_case_that_comes_out_differently_is_refused(make_bundle, pipeline):
     """Weights that are fine by themselves but score the golden windows differently are not this model."""
     bundle = make_bundle()
-    weights = {k: v.clone() for k, v in bundle.detector.state_dict().items()}
+    weights = {name: torch.from_numpy(array) for name, array in bundle.weights.items()}
     weights["head.5.bias"] += 0.001
     reseal(bundle.folder, weights=safetensors.torch.save(weights))
     error = refusal(bundle.folder, pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,3 +61,11 @@ def test_a_curve_that_is_none_is_refused(scores, probabilities, message):
     """Knots out of order or out of range are an error that says what was expected."""
     with pytest.raises(ValueError, match=message):
         Calibration(scores, probabilities)
+
+
+def test_using_a_curve_does_not_change_what_is_written():
+    """A bundle's description is the same before and after its curve was applied."""
+    curve = Calibration((0.0, 1.0), (0.0, 0.5))
+    before = msgspec.json.encode(curve)
+    curve.apply(np.array([0.5], np.float32))
+    assert msgspec.json.encode(curve) == before == b'{"scores":[0.0,1.0],"probabilities":[0.0,0.5]}'

@@ -1,4 +1,4 @@
-"""Detectors: masking, scaling, determinism, gradients; and the blocks they are run in."""
+"""Detectors: masking, scaling, determinism, gradients, and the names of their weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 
 from models.detectors import ARCHITECTURES, Detector, build_detector
 from models.detectors.base import tensors
-from models.detectors.run import BLOCK, block_lengths, run_blocks
 from models.features.encoded import Encoded, InputSpec
+from models.weights import ARCHITECTURES as WEIGHTS_KNOWN
+from models.weights import weight_shapes
 
 
 def logits(detector: Detector, encoded: Encoded) -> np.ndarray:
@@ -127,25 +128,14 @@ def test_a_pipeline_without_categories_has_a_detector():
         np.ones((2, 5), bool),
         np.ones((2, 1), np.float32),
     )
-    assert run_blocks(detector, windows).shape == (2,)
+    assert logits(detector, windows).shape == (2,)
 
 
-@pytest.mark.parametrize(
-    ("length", "lengths"), [(5, [5]), (8, [8]), (9, [8, 9]), (32, [8, 16, 32]), (40, [8, 16, 32, 40])]
-)
-def test_block_lengths_end_with_the_whole_window(length, lengths):
-    """Every history fits into one of the lengths."""
-    assert block_lengths(length) == lengths
-
-
-@pytest.mark.parametrize("rows", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
-def test_blocks_give_what_one_call_gives(detector, make_windows, rows):
-    """Cutting into blocks of rows and lengths changes no logit beyond rounding, and no order."""
-    encoded = make_windows(rows, seed=rows)
-    np.testing.assert_allclose(run_blocks(detector, encoded), logits(detector, encoded), atol=2e-6)
-
-
-def test_blocks_refuse_training_mode(detector, make_windows):
-    """Dropout must never reach a score."""
-    with pytest.raises(ValueError, match="expected eval mode"):
-        run_blocks(detector.train(), make_windows(2))
+def test_the_shapes_of_weights_are_known_without_torch(any_detector):
+    """What a bundle's weights are checked against is what torch makes, for every architecture and odd sizes."""
+    assert set(WEIGHTS_KNOWN) == set(ARCHITECTURES)
+    for hidden, embedding, codes in ((6, 3, any_detector.inputs.codes), (33, 2, ())):
+        inputs = InputSpec(any_detector.inputs.x, codes, any_detector.inputs.context, 20)
+        made = build_detector(any_detector.architecture, inputs, hidden, embedding)
+        shapes = weight_shapes(any_detector.architecture, inputs, hidden, embedding)
+        assert {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()} == shapes

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.messages import Alert, Explanation, Score, dead_letter_headers, decode_score, encode, rounded
+from models.messages import (
+    Alert,
+    Explanation,
+    Score,
+    dead_letter_headers,
+    decode_score,
+    encode,
+    encode_scores,
+    rounded,
+    rounded_each,
+)
 
 SCORE = Score(
     pipeline="p", event_id="e", entity="c", event_time="2024-01-01T00:00:00.000Z", score=0.25, probability=0.5,
@@ -31,6 +41,29 @@ def test_a_score_survives() -> None:
     """What is decoded is what was encoded, also when a later version has added a member."""
     assert decode_score(encode(SCORE)) == SCORE
     assert decode_score(encode(SCORE)[:-1] + b',"added_later":[1]}') == SCORE
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ['"', "\\", "a\nb", "\x00", "é"]
+)
+floats = st.floats(0, 1, width=32)
+
+
+@given(rows=st.lists(st.tuples(texts, texts, texts, floats, floats, st.booleans()), max_size=5), pipeline=texts)
+def test_scores_of_a_batch_are_those_of_its_events(
+    rows: list[tuple[str, str, str, float, float, bool]], pipeline: str
+) -> None:
+    """A batch of scores has the bytes of each of its scores, whatever the texts hold."""
+    ids, entities, times, scores, probabilities, alerts = map(list, zip(*rows, strict=True)) if rows else [[]] * 6
+    assert encode_scores(pipeline, "v1", ids, entities, times, scores, probabilities, alerts) == [
+        encode(
+            Score(
+                pipeline=pipeline, event_id=event_id, entity=entity, event_time=at, score=score,
+                probability=probability, alert=alert, model="v1",
+            )
+        )
+        for event_id, entity, at, score, probability, alert in rows
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b"[]", encode(SCORE).replace(b"0.25", b'"high"')])
@@ -63,6 +96,18 @@ def test_rounding_keeps_float32_apart(value: float) -> None:
     """Nine digits give the same float32 again, and never one more digit than float32 has."""
     assert np.float32(rounded(value)) == np.float32(value)
     assert len(repr(rounded(value)).split("e")[0].replace(".", "").strip("0")) <= 9
+
+
+# halves of the ninth digit among them, which a product of float64 numbers cannot tell from what is beside a half
+hard = st.integers(0, 10**10).map(lambda n: n / 10**10) | st.integers(0, 2**20).map(lambda n: n / 2**20)
+
+
+@given(values=st.lists(floats | st.floats(0, 1) | hard | st.floats(-9, 9), max_size=30))
+def test_rounding_many_is_rounding_each(values: list[float]) -> None:
+    """The fast way gives the very float64 of the slow one, for numbers of every size."""
+    assert rounded_each(np.array(values, dtype=np.float64)).tolist() == [rounded(value) for value in values]
+    single = np.array(values, dtype=np.float32)
+    assert rounded_each(single).tolist() == [rounded(value) for value in single.tolist()]
 
 
 def test_rounding_of_neighbours() -> None:

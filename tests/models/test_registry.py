@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import subprocess
 import sys
 import time
@@ -237,3 +238,15 @@ def test_verify_loads_as_a_worker_would(registry, publish, tmp_path):
     file.write_text(text.replace("length = 20", "length = 21"))
     refused = command("verify", str(file), *root)
     assert (refused.returncode, refused.stderr[:13]) == (1, "error: digest")
+
+
+def test_engines_shows_a_row_for_every_engine(registry, publish, tmp_path):
+    """A user sees what this machine gains from which engine, before setting one."""
+    registry.promote("small", publish(1), "test")
+    text = Path(__file__).with_name("conftest.py").read_text().split('SMALL = """')[1].split('"""')[0]
+    (tmp_path / "small.toml").write_text(text)
+    shown = command("engines", str(tmp_path / "small.toml"), "--registry", str(registry.root))
+    assert shown.returncode == 0, shown.stderr
+    for name in ("native", "native-int16", "onnxruntime", "openvino", "openvino-bf16", "torch"):
+        row = next(line for line in shown.stdout.splitlines() if line.split()[1:2] == [name])
+        assert re.search(r"\d\.\d .*\de[-+]\d\d|installed|No module", row), row

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
-import torch
 
-from models.bundle import load_bundle
 from models.features.encoded import Encoded
-from models.scorer import Scorer
+from models.scorer import Scorer, load_scorer
 
 
 @pytest.fixture
-def scorer(make_bundle) -> Scorer:
-    return Scorer(make_bundle())
+def scorer(make_bundle, pipeline) -> Scorer:
+    return load_scorer(make_bundle().folder, pipeline)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -58,19 +58,28 @@ def test_scoring_changes_neither_input_nor_model(scorer, make_windows):
     """A detector is a pure function: explaining and scoring leave windows and weights as they were."""
     encoded = make_windows(20)
     copy = Encoded(*(a.copy() for a in (encoded.x_BLF, encoded.codes_BLK, encoded.mask_BL, encoded.context_BC)))
-    weights = {k: v.clone() for k, v in scorer.bundle.detector.state_dict().items()}
+    weights = {name: array.copy() for name, array in scorer.bundle.weights.items()}
     first = scorer.score(encoded).score_B
-    scorer.warm_up()
     scorer.explain(encoded, 3)
     np.testing.assert_array_equal(scorer.score(encoded).score_B, first)
     for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC"):
         np.testing.assert_array_equal(getattr(encoded, name), getattr(copy, name))
-    assert all(torch.equal(v, weights[k]) for k, v in scorer.bundle.detector.state_dict().items())
+    assert all(np.array_equal(array, weights[name]) for name, array in scorer.bundle.weights.items())
 
 
 def test_a_reloaded_bundle_gives_the_same_bits(scorer, make_windows, pipeline):
     """A restart or a swap to the same version changes no score."""
-    again = Scorer(load_bundle(scorer.bundle.folder, pipeline))
+    again = load_scorer(scorer.bundle.folder, pipeline, scorer.engine)
     encoded = make_windows(100, seed=2)
     np.testing.assert_array_equal(again.score(encoded).score_B, scorer.score(encoded).score_B)
     assert (again.version, again.threshold) == (scorer.version, 0.75)
+
+
+def test_threads_that_score_at_once_get_the_same_bits(scorer, make_windows):
+    """A batch may be explained in one thread while the next is scored in another: neither sees the other's numbers."""
+    parts = [make_windows(150, seed=seed) for seed in range(8)]
+    expected = [scorer.score(part).score_B for part in parts]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(5):
+            for scores, score_B in zip(threads.map(scorer.score, parts), expected, strict=True):
+                np.testing.assert_array_equal(scores.score_B, score_B)

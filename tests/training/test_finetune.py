@@ -18,6 +18,7 @@ from models.errors import BundleError
 from models.messages import Score, encode
 from models.pipeline.load import load_pipeline
 from models.samples import write_file
+from models.scorer import load_scorer
 from models.simulate import simulate
 from training.archive import Archive
 from training.cli import app
@@ -101,8 +102,8 @@ def test_training_can_start_from_another_bundle(history_root: Path, bundle_folde
     parent = load_bundle(bundle_folder, pipeline)
     child = finetune(pipeline, history_root, tmp_path / "child", recipe=recipe, start_from=bundle_folder, **PARTS)
     assert child.info.training["started_from"] == parent.version
-    np.testing.assert_array_equal(child.detector.context_mean_C, parent.detector.context_mean_C)
-    assert not np.array_equal(child.detector.table.weight.detach(), parent.detector.table.weight.detach())
+    np.testing.assert_array_equal(child.weights["context_mean_C"], parent.weights["context_mean_C"])
+    assert not np.array_equal(child.weights["table.weight"], parent.weights["table.weight"])
 
 
 def test_a_full_folder_is_refused_before_the_work(history_root: Path, bundle_folder: Path) -> None:
@@ -184,26 +185,26 @@ def test_evaluate_compares_published_scores_event_by_event(
     run: Run, history: History, history_root: Path, bundle_folder: Path, tmp_path: Path
 ) -> None:
     """Scores equal to the offline ones agree; a lost, repeated or different one does not, and is counted."""
-    bundle = load_bundle(bundle_folder, history.pipeline)
+    scorer = load_scorer(bundle_folder, history.pipeline, "native")
     start, end = "2026-02-12", "2026-02-16"
     low = int(history.event_time_M.min() // DAY_MS * DAY_MS)
     low += (42) * DAY_MS  # the world begins on 2026-01-01
     assert to_iso(low)[:10] == start
-    scored = offline_scores(history, bundle, low, low + 4 * DAY_MS)
+    scored = offline_scores(history, scorer, low, low + 4 * DAY_MS)
 
     def evaluate(messages: list[bytes], code: int) -> dict[str, Any]:
         file = tmp_path / "scores.jsonl"
         file.write_bytes(b"\n".join(messages))
         found = run("evaluate", "--history", history_root, "--bundle", bundle_folder, "--start", start, "--end", end,
-                    "--scores", file, code=code)  # fmt: skip
+                    "--scores", file, "--engine", "native", code=code)  # fmt: skip
         return found | found["agreement"]
 
-    messages = [_message(scored, i, bundle.version) for i in range(len(scored))]
+    messages = [_message(scored, i, scorer.version) for i in range(len(scored))]
     same = evaluate(messages, code=0)
     assert same["online"] == same["offline"]
     assert same["one_score_each"] is True
-    assert same["models"] == {bundle.version: len(scored)}
-    wrong = evaluate([*messages[1:], messages[5], _message(scored, 7, bundle.version, 0.5)], code=2)
+    assert same["models"] == {scorer.version: len(scored)}
+    wrong = evaluate([*messages[1:], messages[5], _message(scored, 7, scorer.version, 0.5)], code=2)
     assert (wrong["missing"], wrong["repeated"], wrong["conflicting"], wrong["unexpected"]) == (1, 2, 1, 0)
     assert wrong["missing_ids"] == scored.event_id[:1]
 
