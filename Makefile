@@ -48,4 +48,5 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); PyTorch is large, so the first time takes some minutes"
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	$(VENV)/bin/python -m stream compile
 	@touch $@

@@ -21,6 +21,7 @@ from mode import Service
 from models.codec import Codec
 from models.errors import StateError
 from models.pipeline import Pipeline, load_pipeline
+from models.warm_up import warm_up
 from stream.batching import BatchSize
 from stream.champion import Champion
 from stream.delivery import Delivery
@@ -28,6 +29,7 @@ from stream.health import HealthServer, Progress
 from stream.kafka import broker_addresses, ensure_topics, faust_credentials
 from stream.labelling import LabelProcessor
 from stream.lane import Lane
+from stream.memory import keep_freed_memory
 from stream.publisher import Publisher
 from stream.redis import connect
 from stream.rekey import IngestProcessor
@@ -54,11 +56,9 @@ END_LOOK_S, END_LOOKS = 3.0, 3  # so often in a row: for a moment a topic may se
 
 def run_worker(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT; returns when the last batch is stored and committed."""
+    keep_freed_memory()
     pipeline = load_pipeline(settings.pipeline)
     ensure_topics(settings, pipeline)
-    import torch  # noqa: PLC0415, only here and in the scorer
-
-    torch.set_num_threads(settings.threads)
     app, _ = build_app(settings, pipeline)
     worker = faust.Worker(app, loglevel=settings.log_level, redirect_stdouts=False, quiet=True, override_logging=False)
     worker.execute_from_commandline()
@@ -129,7 +129,7 @@ class Scoring(Service):
 
     def __init__(self, app: faust.App, settings: Settings, pipeline: Pipeline, **kwargs: Any) -> None:
         self.app, self.settings, self.pipeline = app, settings, pipeline
-        codec = Codec(pipeline)
+        codec = self._codec = Codec(pipeline)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lepton")
         self.client = connect(settings)
         self.store = RedisStore(self.client, codec.layout)
@@ -141,7 +141,7 @@ class Scoring(Service):
         labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._blocking, self._events_clock)
         self._label_processor = labels
         self.lanes = {
-            pipeline.topic("events"): Lane("events", events, self._batch_size(), self._fatal, self.champion.ready),
+            pipeline.topic("events"): Lane("events", events, self._batch_size(), self._fatal, self._ready),
             pipeline.topic("labels"): Lane("labels", labels, self._batch_size(), self._fatal),
         }
         self.ingest: IngestProcessor | None = None
@@ -272,6 +272,11 @@ class Scoring(Service):
             seen = seen + 1 if wrong else 0
             if wrong and seen >= END_LOOKS:
                 raise StateError(wrong)
+
+    async def _ready(self) -> None:
+        """Wait for the first model, and compile what no first batch should wait for."""
+        await self._blocking(warm_up, self._codec)
+        await self.champion.ready()
 
     def _batch_size(self) -> BatchSize:
         return BatchSize(self.settings.latency_objective_ms / 1000)

@@ -62,7 +62,7 @@ COMMON = Common()
 def worker(*, common: Common = COMMON) -> None:
     """Score events until SIGTERM."""
     settings, _ = common.load()
-    from stream.app import run_worker  # noqa: PLC0415, brings torch and Faust
+    from stream.app import run_worker  # noqa: PLC0415, brings Faust
 
     run_worker(settings)
 
@@ -90,6 +90,24 @@ def dev(*, seconds: float | None = None, folder: Path | None = None, append_only
         for name, value in services.variables.items():
             print(f"export {name}={value}", flush=True)
         ended.wait(seconds)
+
+
+@app.command(name="compile")
+def compile_loops(*, common: Common = COMMON) -> None:
+    """Compile what a worker runs, so that the first one on this machine starts at once. For images.
+
+    The code is kept beside the sources, or in the folder that NUMBA_CACHE_DIR names.
+    """
+    _, pipeline = common.load()
+    from models.codec import Codec  # noqa: PLC0415
+    from models.warm_up import warm_up, warm_up_engines  # noqa: PLC0415
+    from stream.store.values import ProfileFormat  # noqa: PLC0415
+
+    codec = Codec(pipeline)
+    warm_up(codec)
+    warm_up_engines(codec)
+    for name, profile in pipeline.profiles.items():
+        ProfileFormat(codec.layout, name, profile)
 
 
 @app.command

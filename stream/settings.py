@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from models.engines import EngineName
 from models.errors import SettingsError, shorten
 
 __all__ = ["Settings", "load_settings"]
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
 
     registry: Path = Path("artifacts/registry")  # root folder of the model registry
     latency_objective_ms: float = Field(50, ge=1, le=60_000)  # of an event in the worker; longer: cheaper events
-    engine: Literal["auto", "native", "torch", "onnxruntime", "openvino", "openvino-bf16"] = "auto"  # of the detector
+    engine: EngineName = "auto"  # of the detector
     threads: int = Field(1, ge=1, le=256)  # of the detector
     http_host: str = "127.0.0.1"
     http_port: int = Field(8080, ge=0, le=65535)  # health and metrics; 0 takes any free port

@@ -120,7 +120,7 @@ def use_chunks(
         chunked = topics
         thread = Thread
 
-    class Records(fetcher.PartitionRecords):
+    class Records(fetcher.PartitionRecords):  # type: ignore[misc]  # untyped
         def _consumer_record(self, tp: Any, record: Any) -> Any:
             # building a ConsumerRecord costs more than decoding what is in it
             return record if tp.topic in topics else super()._consumer_record(tp, record)

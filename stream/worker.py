@@ -99,6 +99,7 @@ class EventProcessor:
             raise
         finally:
             self._flights.remove(flight)
+            flight.before = ()  # else each would keep all that ever were
             flight.over.set()
 
     def restart(self) -> None:

@@ -22,11 +22,12 @@ import torch
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.bundle import write_bundle
+from models.bundle_write import write_bundle
 from models.calibration import Calibration
 from models.codec import columns_to_batch
 from models.detectors import build_detector
-from models.detectors.run import run_blocks, scores_of
+from models.engines.base import scores_of
+from models.engines.torch_engine import TorchEngine
 from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.features.memory import MemoryStore
@@ -63,7 +64,7 @@ def publish_model(
     detector = build_detector(pipeline.detector.architecture, Layout(pipeline).inputs, hidden=16, embedding=4)
     detector.fit_scaler(windows)
     detector.eval()
-    scores = scores_of(run_blocks(detector, windows))
+    scores = scores_of(TorchEngine(detector).logits(windows))
     bundle = write_bundle(
         folder, pipeline, detector, calibration=Calibration.identity(),
         threshold=float(np.quantile(scores, quantile)), metrics={}, training={"seed": seed},
