@@ -29,7 +29,7 @@ from stream.health import HealthServer, Progress
 from stream.kafka import broker_addresses, ensure_topics, faust_credentials
 from stream.labelling import LabelProcessor
 from stream.lane import Lane
-from stream.memory import keep_freed_memory
+from stream.memory import collect_rarely, keep_freed_memory
 from stream.publisher import Publisher
 from stream.redis import connect
 from stream.rekey import IngestProcessor
@@ -60,6 +60,7 @@ def run_worker(settings: Settings) -> None:
     pipeline = load_pipeline(settings.pipeline)
     ensure_topics(settings, pipeline)
     app, _ = build_app(settings, pipeline)
+    collect_rarely()
     worker = faust.Worker(app, loglevel=settings.log_level, redirect_stdouts=False, quiet=True, override_logging=False)
     worker.execute_from_commandline()
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from faust.types import TP
 
-from models.features.profiles import Increments, accumulate
+from models.features.layout import as_bytes
+from models.features.profiles import accumulate
 from models.scorer import Scorer
 from stream.lane import GivenUp
 from stream.scoring import Part
@@ -67,20 +68,18 @@ def overlay(flight: Flight) -> None:
 
 def _put_states(done: Part, part: Part, loaded: Stored) -> None:
     assert done.outcome is not None
-    row_of = {entity: row for row, entity in enumerate(done.entities)}
-    rows = [(n, row) for n, entity in enumerate(part.entities) if (row := row_of.get(entity)) is not None]
-    if rows:
-        mine, theirs = np.array(rows).T
-        loaded.states[part.tag][mine] = done.outcome.states_N[theirs]
+    both = done.row_of.keys() & part.row_of.keys()
+    if both:
+        mine, theirs = [part.row_of[entity] for entity in both], [done.row_of[entity] for entity in both]
+        as_bytes(loaded.states[part.tag])[mine] = as_bytes(done.outcome.states_N)[theirs]
 
 
 def _add_increments(done: Part, places: dict[str, dict[str, int]], loaded: Stored) -> None:
     assert done.outcome is not None
     for name, added in done.outcome.increments.items():
-        place_of = places[name]
-        moved = np.array([place_of.get(key, -1) for key in done.profile_keys[name]], dtype=np.int64)
-        owner = moved[added.owner]
-        known = owner >= 0
-        if known.any():
-            columns = {f.name: getattr(added, f.name)[known] for f in fields(added) if f.name != "owner"}
-            accumulate(loaded.rings[name], Increments(owner=owner[known], **columns))
+        rows, place_of = done.profile_rows[name], places[name]
+        both = rows.keys() & place_of.keys()
+        if both:
+            moved = np.full(len(rows), -1)
+            moved[[rows[key] for key in both]] = [place_of[key] for key in both]
+            accumulate(loaded.rings[name], replace(added, owner=moved[added.owner]))

@@ -1,18 +1,20 @@
-"""Memory that is given back is soon needed again: tell the C library to keep it.
+"""Memory of a process that allocates megabytes for every batch and frees them a few milliseconds later.
 
-A batch allocates megabytes (replies, states, rings, tensors) and frees them a few milliseconds later. glibc hands
-large blocks to the kernel at once, and the next batch pays for every page of them again.
+glibc hands large blocks back to the kernel at once, and the next batch pays for every page of them again. Python's
+collector looks for cycles among tens of thousands of records and texts of which none is part of one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["collect_rarely", "keep_freed_memory"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MMAP_BYTES = 32 << 20  # blocks above come from the kernel, one by one; glibc takes no more than this
+YOUNG_OBJECTS = 100_000  # allocated and not freed, before the collector looks; some ten batches
 TRIM_BYTES = 256 << 20  # so much may stay free at the end of the heap
 
 
@@ -22,3 +24,10 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) and mallopt(M_TRIM_THRESHOLD, TRIM_BYTES))
+
+
+def collect_rarely() -> None:
+    """For the whole process, from now on: what exists stays out of Python's collections, and those become rare."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])

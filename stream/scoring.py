@@ -7,6 +7,7 @@ processed again gives the same messages, and an event's do not depend on its bat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,17 @@ class Part:
     ring_owner: dict[str, NDArray[np.int64]]  # each event's profile, -1 for none
     outcome: Outcome | None = None
 
-    @property
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Where each entity's state is."""
+        return dict(zip(self.entities, range(len(self.entities)), strict=True))
+
+    @cached_property
+    def profile_rows(self) -> dict[str, dict[str, int]]:
+        """For each profile, where each key is."""
+        return {name: dict(zip(keys, range(len(keys)), strict=True)) for name, keys in self.profile_keys.items()}
+
+    @cached_property
     def position(self) -> Position:
         """Where the partition will stand when this part is stored."""
         held = self.held or Position()

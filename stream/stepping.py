@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.events import EventBatch
 from models.features.encoded import Encoded
-from models.features.layout import Layout
+from models.features.layout import Layout, as_bytes
 from models.features.step import Loaded, increments_of, step
 from stream.scoring import Outcome, Part
 from stream.store.redis_store import Stored
@@ -59,7 +59,9 @@ def advance(layout: Layout, parts: Sequence[Part], stored: Stored, places: dict[
 
 def _joined(states: list[NDArray[np.void]]) -> NDArray[np.void]:
     """The states of all parts; of one part they need no copy, which `step` makes anyway."""
-    return states[0] if len(states) == 1 else np.concatenate(states)
+    if len(states) == 1:
+        return states[0]
+    return np.concatenate([as_bytes(part) for part in states]).reshape(-1).view(states[0].dtype)
 
 
 def _in_batch(part: Part, name: str, places: dict[str, int]) -> NDArray[np.int64]:

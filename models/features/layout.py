@@ -26,7 +26,7 @@ from models.pipeline.spec import (
     Profile,
 )  # fmt: skip
 
-__all__ = ["BUCKETS_PER_HALF_LIFE", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout"]
+__all__ = ["BUCKETS_PER_HALF_LIFE", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout", "as_bytes"]
 
 STATE_VERSION = 1
 
@@ -152,3 +152,8 @@ class Layout:
                 stats += ["amount", "amount_ratio"] if profile.amount else []
                 names += [f"{name}.{stat}.{half_life}" for stat in stats]
         return tuple(names)
+
+
+def as_bytes(states_N: NDArray[np.void]) -> NDArray[np.uint8]:
+    """States as rows of bytes, (N, size), of the same memory: numpy copies these at once, and members one by one."""
+    return states_N.view(np.uint8).reshape(len(states_N), states_N.dtype.itemsize)

@@ -17,7 +17,7 @@ from models.compiled import plain
 from models.events import EventBatch
 from models.features.encoded import Encoded
 from models.features.entities import Events, Windows, advance
-from models.features.layout import Layout
+from models.features.layout import Layout, as_bytes
 from models.features.profiles import Increments, accumulate, collect, read
 
 __all__ = ["Loaded", "Step", "increments_of", "step", "warm_up"]
@@ -68,7 +68,7 @@ def step(layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: 
     states_N = np.require(loaded.states_N, layout.state_dtype, ("C", "W"))
     next_N = np.empty_like(states_N)
     out = _empty_windows(layout, len(batch))
-    advance(layout.facts, _bytes(states_N), events, _bytes(next_N), out)
+    advance(layout.facts, as_bytes(states_N), events, as_bytes(next_N), out)
     column = layout.facts.context
     for name, profile in layout.pipeline.profiles.items():
         column = read(
@@ -136,6 +136,3 @@ def _empty_windows(layout: Layout, events: int) -> Windows:
         np.zeros(events, np.bool_),
     )
 
-
-def _bytes(states_N: NDArray[np.void]) -> NDArray[np.uint8]:
-    return states_N.view(np.uint8).reshape(len(states_N), states_N.dtype.itemsize)
