@@ -142,13 +142,16 @@ class Scoring(Service):
         labels = LabelProcessor(codec, self.store, self.labels, self.publisher, self._blocking, self._events_clock)
         self._label_processor = labels
         self.lanes = {
-            pipeline.topic("events"): Lane("events", events, self._batch_size(), self._fatal, self._ready),
-            pipeline.topic("labels"): Lane("labels", labels, self._batch_size(), self._fatal),
+            pipeline.topic("events"): Lane("events", events, self._batch_size(), self._fatal, self.champion.ready),
+            pipeline.topic("labels"): Lane("labels", labels, self._batch_size(), self._fatal, self._ready),
         }
+        self._warm = asyncio.Event()
         self.ingest: IngestProcessor | None = None
         if not pipeline.pipeline.keyed_by_entity:
             self.ingest = IngestProcessor(codec, self.publisher)
-            self.lanes[pipeline.topic("ingest")] = Lane("ingest", self.ingest, self._batch_size(), self._fatal)
+            self.lanes[pipeline.topic("ingest")] = Lane(
+                "ingest", self.ingest, self._batch_size(), self._fatal, self._ready
+            )
         progress = Progress(self._sources, self._highwater, self._waits, settings.stall_s)
         self.health = HealthServer(settings.http_host, settings.http_port, progress, self._version)
         self._running: list[asyncio.Task[None]] = []
@@ -158,7 +161,7 @@ class Scoring(Service):
     async def on_start(self) -> None:
         await self.publisher.start()
         self._running = [asyncio.create_task(lane.run()) for lane in self.lanes.values()]
-        self._beside = [asyncio.create_task(self._guard(task())) for task in (self.champion.run, self._watch_ends)]
+        self._beside = [asyncio.create_task(self._guard(task())) for task in (self._follow_champion, self._watch_ends)]
 
     async def drain(self) -> None:
         """Finish the batch in hand, store it, and take no more. Awaited before the last commit."""
@@ -275,9 +278,14 @@ class Scoring(Service):
                 raise StateError(wrong)
 
     async def _ready(self) -> None:
-        """Wait for the first model, and compile what no first batch should wait for."""
+        await self._warm.wait()
+
+    async def _follow_champion(self) -> None:
+        """Compile what no first batch should wait for, then load models. Nothing else compiles at the same time: two
+        threads could wait for each other, one with numba's lock and one with the lock of an import."""
         await self._blocking(warm_up, self._codec)
-        await self.champion.ready()
+        self._warm.set()
+        await self.champion.run()
 
     def _batch_size(self) -> BatchSize:
         return BatchSize(self.settings.latency_objective_ms / 1000)

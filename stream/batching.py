@@ -1,7 +1,8 @@
 """How large a batch may be: as large as the latency objective allows.
 
-A batch takes what waits and never waits for more, so under light load batches are small by themselves. Under heavy
-load larger ones are cheaper an event, until the events in them take longer than the objective.
+A batch takes what waits. Under light load it lets the chunks of one fetch come together first, a millisecond or two,
+and is small. Under heavy load larger ones are cheaper an event, until the events in them take longer than the
+objective.
 """
 
 from __future__ import annotations
@@ -11,14 +12,22 @@ __all__ = ["BatchSize"]
 SMALLEST = 256  # below that the fixed cost of a batch is too much of it: smaller ones would lag more, not less
 LARGEST = 4096  # bounds memory
 FIRST = 512
+GATHER, LONGEST_GATHER_S = 0.02, 0.002  # share of the objective that a record may wait for company, and its bound
+ENOUGH = 64  # records that need no more company
 ROOM = 0.7  # share of the objective that a batch may take from its begin to its end; the rest is for waiting
 GROW, SHRINK = 1.25, 0.5  # at most, from one batch to the next
 
 
 class BatchSize:
-    """`limit` is the greatest number of records of the next batch. Follows what full batches were seen to take."""
+    """`limit` is the greatest number of records of the next batch. Follows what full batches were seen to take.
+
+    gather_s: how long the first record that waits may wait for company, unless `enough` of them wait.
+    """
+
+    enough = ENOUGH
 
     def __init__(self, objective_s: float, smallest: int = SMALLEST, largest: int = LARGEST) -> None:
+        self.gather_s = min(objective_s * GATHER, LONGEST_GATHER_S)
         self._target_s, self._smallest, self._largest = objective_s * ROOM, smallest, largest
         self.limit = min(max(FIRST, smallest), largest)
 

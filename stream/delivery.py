@@ -63,7 +63,7 @@ class Delivery:
     ) -> None:
         self.store, self.tag_of, self.blocking = store, tag_of, blocking
         self._seek, self._highwater = seek, highwater
-        self._unsure = False
+        self._unsure, self._losses = False, store.losses
         self.sources: dict[TP, Source] = {}
 
     async def take_over(self, tp: TP) -> int:
@@ -79,7 +79,7 @@ class Delivery:
 
     async def admit(self, chunks: list[Chunk]) -> dict[TP, Admitted]:
         """The records of these chunks that come next, by partition, in order."""
-        if self._unsure:
+        if self._unsure or self.store.losses != self._losses:
             await self._apply_again()
         admitted: dict[TP, Admitted] = {}
         for chunk in chunks:
@@ -108,9 +108,10 @@ class Delivery:
     async def _apply_again(self) -> None:
         """A Redis that went away may have kept a position and lost what was applied after it. The outbox has it still,
         until the next store."""
+        losses = self.store.losses
         for source in list(self.sources.values()):
             await self.blocking(self.store.recover, source.tag)
-        self._unsure = False
+        self._unsure, self._losses = False, losses
 
     async def rewind(self, tp: TP, cause: str) -> None:
         """Go back to what Redis says."""

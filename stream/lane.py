@@ -92,6 +92,7 @@ class Lane:
         self._fatal, self._ready = fatal, ready
         self._waiting: deque[Chunk] = deque()
         self._held = 0  # records that wait
+        self._gathered = False  # those that wait have waited long enough for company
         self._flights: deque[_Flight] = deque()
         self._pulse = asyncio.Event()
         self._stopping = False
@@ -101,9 +102,17 @@ class Lane:
         """Hand over a chunk; returns when there is room."""
         await self._until(lambda: self._held < 2 * self.size.limit or self._stopping)
         if not self._stopping:  # what is not taken is fetched again
+            if not self._waiting:
+                self._gathered = False
+                asyncio.get_running_loop().call_later(self.size.gather_s, self._gather)
             self._waiting.append(chunk)
             self._held += len(chunk)
-            self._pulse.set()
+            if self._held >= self.size.enough:
+                self._pulse.set()
+
+    def _gather(self) -> None:
+        self._gathered = True
+        self._pulse.set()
 
     async def run(self) -> None:
         """Process batches until `stop`; ends when all that are on their way have ended."""
@@ -157,6 +166,8 @@ class Lane:
     @property
     def _may_begin(self) -> bool:
         if not self._waiting or len(self._flights) >= DEPTH:
+            return False
+        if self._held < self.size.enough and not self._gathered:
             return False
         return not self._flights or self._flights[-1].next_may_begin or self._flights[-1].done
 

@@ -143,6 +143,7 @@ class LocalServices:
             _redis_binary(), "--bind", HOST, "--port", str(self.redis_ports[node]), "--dir",
             str(self._redis_folder(node).resolve()), "--save", "", "--daemonize", "no",
             "--appendonly", "yes" if self.append_only else "no",
+            "--appendfsync", "always" if self.cluster else "everysec",
         ]  # fmt: skip
         if self.cluster:
             command += [

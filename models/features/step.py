@@ -135,4 +135,3 @@ def _empty_windows(layout: Layout, events: int) -> Windows:
         np.zeros(events, np.bool_),
         np.zeros(events, np.bool_),
     )
-

@@ -72,6 +72,11 @@ class RedisStore:
             Script((resources.files("stream.store") / f"{name}.lua").read_bytes()) for name in ("store", "apply")
         )
 
+    @property
+    def losses(self) -> int:
+        """How often Redis was found to be away, or to have been: it may lack what was written last."""
+        return self._wire.losses
+
     def load(self, entities: Mapping[str, Sequence[str]], profile_keys: Mapping[str, Sequence[str]]) -> Stored:
         """Positions and states of some entities of some sources (by tag), and shared profiles by name.
 

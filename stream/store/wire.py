@@ -79,14 +79,22 @@ class Command:
         return [count + packed[packed.index(b"\r\n") :], self.block.data]
 
 
+class _MadeAnewError(ConnectionError):
+    """A connection was lost, and is there again."""
+
+
 class Wire:
-    """A client of redis-py, Redis or RedisCluster, used for batches. May be shared by threads."""
+    """A client of redis-py, Redis or RedisCluster, used for batches. May be shared by threads.
+
+    losses: how often a server was found to be away, or to have been.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client = client
         self._cluster = isinstance(client, RedisCluster)
         self._known: WeakSet[Any] = WeakSet()  # connections that were used before
         self._made_anew: WeakSet[Any] = WeakSet()  # of them, those that have been connected again since
+        self.losses = 0
 
     def round_trip(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, in order; raises the first error after all of them have been read.
@@ -131,11 +139,9 @@ class Wire:
 
     def _exchange(self, commands: list[Command], todo: list[int], replies: list[Any]) -> None:
         """Send to every node before anything is read; an error reply is kept as one."""
-        open_: list[tuple[Any, Any, list[int]]] = []
+        open_ = self._open(commands, todo)
         read = 0
         try:
-            for pool, members in self._pools(commands, todo):
-                open_.append((pool, self._connection(pool), members))
             for _, connection, members in open_:
                 connection.send_packed_command(_joined([piece for i in members for piece in commands[i].pieces()]))
             for _, connection, members in open_:
@@ -143,26 +149,46 @@ class Wire:
                     replies[i] = _reply(connection)
                 read += 1
         except (ConnectionError, TimeoutError):
+            self.losses += 1
             self._look_again()
             raise
         finally:
             for n, (pool, connection, _) in enumerate(open_):
                 if n >= read:
                     connection.disconnect()
+                    self._known.discard(connection)  # the caller has been told
                 pool.release(connection)
 
-    def _connection(self, pool: Any) -> Any:
-        """A connection out of the pool. Raises ConnectionError, once, when redis-py has had to connect it again: the
-        server may have come back without its last writes, and whoever relied on them must know."""
-        connection = pool.get_connection()
+    def _open(self, commands: list[Command], todo: list[int]) -> list[tuple[Any, Any, list[int]]]:
+        """A connection to each server, and the commands it gets.
+
+        Raises ConnectionError, once, when redis-py has had to connect again: the server may have come back without its
+        last writes, and whoever relied on them must know.
+        """
+        open_: list[tuple[Any, Any, list[int]]] = []
+        try:
+            for pool, members in self._pools(commands, todo):
+                open_.append((pool, pool.get_connection(), members))
+            new = [self._is_new(connection) for _, connection, _ in open_]  # each of them is asked
+            if any(new):
+                raise _MadeAnewError("the connection to Redis had been lost, and was made anew")
+        except (ConnectionError, TimeoutError) as error:
+            self.losses += 1
+            for pool, connection, _ in open_:
+                pool.release(connection)
+            if not isinstance(error, _MadeAnewError):
+                self._look_again()
+            raise
+        return open_
+
+    def _is_new(self, connection: Any) -> bool:
+        """Whether a connection was made anew since it was last asked about."""
+        new = connection in self._known and connection in self._made_anew
+        self._made_anew.discard(connection)
         if connection not in self._known:
             self._known.add(connection)
             connection.register_connect_callback(self._connected)
-        elif connection in self._made_anew:
-            self._made_anew.discard(connection)
-            pool.release(connection)
-            raise ConnectionError("the connection to Redis had been lost, and was made anew")
-        return connection
+        return new
 
     def _connected(self, connection: Any) -> None:
         self._made_anew.add(connection)

@@ -45,11 +45,14 @@ async def _emptied(pipeline: Pipeline, settings: Settings, services: LocalServic
     ensure_topics(settings, pipeline)
     windows = simulated_windows(pipeline, simulated)
     version = publish_model(pipeline, settings.registry, windows, folder=folder / "bundle")
-    done = await publish(settings, pipeline, Rows.of_columns(simulated.events, "timestamp"))
+    events = Rows.of_columns(simulated.events, "timestamp")
+    cut = int(events.time_ms[len(simulated) // 2])
     with Worker(settings, folder / "worker.log") as worker:
-        await wait_stored(settings, pipeline, {("events", 0): len(simulated) // 2})
+        first = await publish(settings, pipeline, events.between(None, cut))
+        await wait_stored(settings, pipeline, first.next_offsets)
         services.kill_redis()
         services.start_redis()
+        done = await publish(settings, pipeline, events.between(cut, None))
         await wait_stored(settings, pipeline, done.next_offsets)
         assert worker.metric("lepton_rewinds_total") >= 1
         assert worker.stop() == 0

@@ -13,7 +13,7 @@ from models.clock import DAY_MS, from_iso
 from stream.cli import app
 from stream.settings import Settings
 
-COMMANDS = [("worker",), ("dev",), ("replay",), ("redrive",), ("state", "show"), ("demo",)]
+COMMANDS = [("worker",), ("compile",), ("dev",), ("replay",), ("redrive",), ("state", "show"), ("demo",)]
 
 
 def _run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

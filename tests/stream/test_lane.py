@@ -13,9 +13,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from models.errors import LeptonError, StateError
 from stream import lane as lane_module
 from stream import metrics
+from stream.batching import BatchSize
 from stream.lane import POISON_LIMIT, GoOn
 from stream.transport import Chunk
-from tests.stream.recorder import Recorder, Running, chunk, run, until
+from tests.stream.recorder import TEN_SECONDS, Recorder, Running, chunk, run, until
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,39 @@ def test_chunks_that_wait_share_a_batch() -> None:
         async with lane:
             await until(lambda: len(recorder.order) == 10)
         assert recorder.batches == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]
+
+    run(test())
+
+
+def test_chunks_of_one_fetch_come_together() -> None:
+    """A few records wait a moment for company, and no longer: the last ones are not left lying."""
+
+    async def test() -> None:
+        recorder = Recorder()
+        async with Running(recorder, batch_max=8) as lane:
+            for first in (0, 2, 4):
+                await lane.lane.put(chunk(first, 2))
+                await asyncio.sleep(0)
+            await until(lambda: len(recorder.order) == 6)
+            await lane.lane.put(chunk(6, 1))
+            await until(lambda: len(recorder.order) == 7)
+        assert recorder.batches == [[0, 1, 2, 3, 4, 5], [6]]
+
+    run(test())
+
+
+def test_enough_records_wait_for_nobody() -> None:
+    """A chunk that is a batch by itself begins at once."""
+
+    async def test() -> None:
+        recorder = Recorder()
+        size = BatchSize(TEN_SECONDS)
+        size.gather_s = TEN_SECONDS
+        lane = Running(recorder)
+        lane.lane.size = size
+        async with lane:
+            await lane.lane.put(chunk(0, size.enough))
+            await until(lambda: len(recorder.order) == size.enough)
 
     run(test())
 

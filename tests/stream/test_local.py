@@ -54,9 +54,8 @@ def test_redis_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, services: LocalServices) -> None:
     """On a taken port the error carries the end of the server's log; another's answer is not taken for its own."""
     second = LocalServices(tmp_path)
-    second.redis_port = services.redis_port
     with pytest.raises(LeptonError, match=r"redis did not start .*(?s:.*)in use"):
-        second.start_redis()
+        second._start_redis_on([services.redis_port])
     assert second.pids == []
 
 
