@@ -7,7 +7,7 @@ import psutil
 from benchmarks.harness import Report, expect, progress
 from benchmarks.options import DEFAULTS, Options
 from benchmarks.rig import Rig, Stretch
-from benchmarks.throughput import TAIL, WARM_UP
+from benchmarks.throughput import OBJECTIVE_MS, TAIL, WARM_UP
 from benchmarks.workloads import uniform
 
 __all__ = ["entities"]
@@ -31,7 +31,8 @@ def entities(*, options: Options = DEFAULTS) -> None:
 def _measure(count: int, options: Options, report: Report) -> Stretch:
     name, events = f"{count:,} entities", options.size(EVENTS, QUICK)
     progress(f"{name}: filling Redis …")
-    with Rig.ready(uniform, pin=options.pin, seed=options.seed, entities=count) as rig:
+    settings = {"latency_objective_ms": OBJECTIVE_MS}
+    with Rig.ready(uniform, pin=options.pin, seed=options.seed, entities=count, settings=settings) as rig:
         report.add(f"{name}: state", rig.past.codec.layout.state_dtype.itemsize, "bytes")
         report.add(f"{name}: Redis, state with its key", rig.bytes_of_states / count, "bytes an entity")
         report.add(f"{name}: Redis, own profile with its key", rig.bytes_of_profiles / count, "bytes an entity")

@@ -222,7 +222,7 @@ class Rig:
         self.wait_stored(last, worker)
         return Stretch(start, self._moment(worker))
 
-    def check(self, report: Report, name: str) -> list[Any]:
+    def check(self, report: Report, name: str, tolerance: float = TOLERANCE) -> list[Any]:
         """Every event that was sent has one score, and those of the templates are what memory says; the records."""
         expected = sum(map(len, self.sent))
         records = asyncio.run(read_all(self.settings, self.pipeline.topic("scores"), expected))
@@ -232,7 +232,7 @@ class Rig:
         reference = self.reference()
         differences = [abs(float(np.float32(scores[event_id])) - score) for event_id, score in reference.items()]
         off = max(differences, default=float("nan"))
-        expect(off <= TOLERANCE, f"a score differs from memory's by {off:.2g}: expected at most {TOLERANCE:g}")
+        expect(off <= tolerance, f"a score differs from memory's by {off:.2g}: expected at most {tolerance:g}")
         report.add(f"{name}: events with exactly one score", expected)
         report.add(f"{name}: scores computed again in memory", len(reference))
         report.add(f"{name}: greatest difference", off)

@@ -24,7 +24,7 @@ from benchmarks.options import DEFAULTS, Options
 from benchmarks.peers.environment import peer_python
 from benchmarks.peers.spec import Result, Spec
 from benchmarks.rig import Rig
-from benchmarks.throughput import TAIL, WARM_UP
+from benchmarks.throughput import OBJECTIVE_MS, TAIL, WARM_UP
 from benchmarks.topics import Sender, read_all
 from benchmarks.workloads import uniform
 from models.errors import LeptonError
@@ -68,7 +68,7 @@ def peers(*, options: Options = DEFAULTS) -> None:
         python = peer_python()
     except LeptonError as error:
         progress(f"Quix Streams and Bytewax are left out: {error}")
-    with Rig.ready(uniform, pin=options.pin, seed=options.seed) as rig:
+    with Rig.ready(uniform, pin=options.pin, seed=options.seed, settings={"latency_objective_ms": OBJECTIVE_MS}) as rig:
         rig.send(events)
         progress("Lepton …")
         with rig.worker() as worker:
