@@ -1,7 +1,7 @@
 """How large a batch may be: as large as the latency objective allows.
 
-A batch takes what waits. Under light load it lets the chunks of one fetch come together first, a millisecond or two,
-and is small. Under heavy load larger ones are cheaper an event, until the events in them take longer than the
+A batch takes what waits. Under light load it lets the chunks of one fetch come together first, 2 ms at an objective of
+50, and is small. Under heavy load larger ones are cheaper an event, until the events in them take longer than the
 objective.
 """
 
@@ -12,7 +12,7 @@ __all__ = ["BatchSize"]
 SMALLEST = 256  # below that the fixed cost of a batch is too much of it: smaller ones would lag more, not less
 LARGEST = 4096  # bounds memory
 FIRST = 512
-GATHER, LONGEST_GATHER_S = 0.02, 0.002  # share of the objective that a record may wait for company, and its bound
+GATHER, LONGEST_GATHER_S = 0.04, 0.02  # share of the objective that a record may wait for company, and its bound
 ENOUGH = 64  # records that need no more company
 ROOM = 0.7  # share of the objective that a batch may take from its begin to its end; the rest is for waiting
 GROW, SHRINK = 1.25, 0.5  # at most, from one batch to the next

@@ -64,7 +64,10 @@ class _Stage:
     @property
     def environment(self) -> dict[str, str]:
         """Of the processes that this one starts."""
-        names = ("kafka_brokers", "redis_port", "pipeline", "registry", "http_port", "session_timeout_s", "log_level")
+        names = (
+            "kafka_brokers", "redis_port", "pipeline", "registry", "http_port", "session_timeout_s", "log_level",
+            "kafka_linger_ms", "latency_objective_ms",
+        )  # fmt: skip
         ours = {f"LEPTON_{name.upper()}": str(getattr(self.settings, name)) for name in names}
         return {**os.environ, **ours, "OMP_NUM_THREADS": "1"}
 
@@ -78,6 +81,7 @@ def run_demo(seconds: float = 60, seed: int = 7) -> None:
             kafka_brokers=services.kafka_brokers, redis_port=services.redis_port,
             pipeline=str(_pipeline_file(Path(folder))), registry=Path(folder) / "registry", http_port=free_port(),
             session_timeout_s=2, log_level="WARNING",
+            kafka_linger_ms=20, latency_objective_ms=250,  # the local broker slows down with every batch it is sent
         )  # fmt: skip
         stage = _Stage(Path(folder), settings, load_pipeline(settings.pipeline), console)
         asyncio.run(_demo(stage, seconds, seed))
