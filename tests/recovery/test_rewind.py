@@ -54,12 +54,12 @@ async def _emptied(pipeline: Pipeline, settings: Settings, services: LocalServic
         services.start_redis()
         done = await publish(settings, pipeline, events.between(cut, None))
         await wait_stored(settings, pipeline, done.next_offsets)
-        assert worker.metric("lepton_rewinds_total") >= 1
+        assert worker.metric("lepton_rewinds_total", cause="moved") >= 1
         assert worker.stop() == 0
     scores = await read_settled(settings, pipeline.topic("scores"))
     scorer = load_scorer(Registry(settings.registry).path(pipeline.name, version), pipeline)
     expected = uninterrupted(pipeline, await read_settled(settings, pipeline.topic("events")), [], scorer)
-    assert assert_scored(expected, scores, same_content=True) >= len(simulated) // 2
+    assert_scored(expected, scores, same_content=True)  # repeats: not those acknowledged before in the same batches
     assert_same_end(settings, pipeline, expected)
 
 
