@@ -89,7 +89,7 @@ class History:
         """Give every entity the state of its template, and every partition a position at offset 0."""
         store = RedisStore(client, self.codec.layout)
         names = self.workload.names(np.arange(self.workload.templates))
-        states_T = store.load({PAST: names}, {}).states[PAST]
+        states_T = store.load({PAST: names}, {}).states_N
         every = np.arange(self.workload.entities)
         place_E = np.array([partition_for(name.encode(), partitions) for name in self.workload.names(every)])
         for partition in range(partitions):

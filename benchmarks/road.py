@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from faust.types import TP
+
 from benchmarks.harness import expect
 from benchmarks.workloads import Events
 from models.codec import Codec
 from models.features.encoded import Encoded
 from models.pipeline.spec import Pipeline
 from models.scorer import Scorer, Scores
-from stream.scoring import Part, decode_part, render
-from stream.stepping import advance, profile_keys_of
+from stream.scoring import Batch, Share, decode_batch, render
+from stream.stepping import advance, writes_of
 from stream.store.keys import Position
-from stream.store.outbox import Outbox, make_outbox
-from stream.store.redis_store import RedisStore, Write
+from stream.store.outbox import Outbox
+from stream.store.redis_store import RedisStore
 
 __all__ = ["Record", "Road", "Watch", "records_of"]
 
+SOURCE = TP("bench", 0)
 Watch = Callable[..., Any]  # (step, events, function, *arguments) → what the function returns
 
 
@@ -56,49 +59,44 @@ class Road:
         self.tag, self._watch = tag, watch
         self.held: Position | None = None
 
-    def decode(self, records: list[Record]) -> Part:
-        part: Part = self._watch(
-            "decode", len(records), decode_part, self.codec, self.tag, records, records[-1].offset + 1, self.held
-        )
-        expect(not part.decoded.bad, f"refused: {part.decoded.bad[:1]}")
-        return part
+    def decode(self, records: list[Record]) -> Batch:
+        share = Share(self.tag, records, self.held)
+        batch: Batch = self._watch("decode", len(records), decode_batch, self.codec, {SOURCE: share})
+        expect(not batch.decoded.bad, f"refused: {batch.decoded.bad[:1]}")
+        return batch
 
-    def features(self, part: Part) -> Encoded:
-        """Load what the part needs and apply its events."""
-        n = len(part.records)
-        stored = self._watch("load", n, self.store.load, {self.tag: part.entities}, part.profile_keys)
+    def features(self, batch: Batch) -> Encoded:
+        """Load what the batch needs and apply its events."""
+        n = len(batch.records)
+        stored = self._watch("load", n, self.store.load, {self.tag: batch.entities}, batch.profile_keys)
         expect(stored.positions[self.tag] == self.held, "the position in Redis is another")
-        places = profile_keys_of([part], self.store.formats)
-        encoded: Encoded = self._watch("features", n, advance, self.codec.layout, [part], stored, places)
-        return encoded
+        self._watch("features", n, advance, self.codec.layout, batch, stored)
+        assert batch.outcome is not None
+        return batch.outcome.encoded
 
-    def score(self, part: Part, encoded: Encoded, scorer: Scorer) -> Scores:
+    def score(self, batch: Batch, encoded: Encoded, scorer: Scorer) -> Scores:
         """Score and render; no event is an alert, since explanations are timed apart. Returns the scores."""
-        n, quiet = len(part.records), SimpleNamespace(threshold=float("inf"), version=scorer.version)
+        n, quiet = len(batch.records), SimpleNamespace(threshold=float("inf"), version=scorer.version)
         scores: Scores = self._watch("score", n, scorer.score, encoded)
-        messages = self._watch("render", n, render, self.codec, part, quiet, encoded, scores, "bench")
+        messages = self._watch("render", n, render, self.codec, batch, quiet, scores, "bench")
         expect(len(messages.scores) == n, f"{len(messages.scores)} scores of {n} events")
         return scores
 
-    def keep(self, part: Part) -> None:
-        """Store the part's states and its position, and apply its outbox."""
-        n = len(part.records)
-        outbox = self._watch("store", n, self._store, part)
+    def keep(self, batch: Batch) -> None:
+        """Store the batch's states and its position, and apply its outbox."""
+        n = len(batch.records)
+        outbox = self._watch("store", n, self._store, batch)
         self._watch("apply", n, self.store.apply, [(self.tag, outbox)])
-        self.held = part.position
+        self.held = batch.parts[SOURCE].position
 
-    def learn(self, part: Part, profiles: Iterable[str]) -> None:
-        """Apply only what the part adds to these shared profiles; no state, no position."""
-        self.store.apply([(self.tag, self._outbox(part, set(profiles)))])
+    def learn(self, batch: Batch, profiles: Iterable[str]) -> None:
+        """Apply only what the batch adds to these shared profiles; no state, no position."""
+        (write,) = writes_of(batch, self.store.formats)
+        wanted = set(profiles)
+        items = [item for item in write.outbox.items if item[0] in wanted]
+        self.store.apply([(self.tag, Outbox(write.outbox.number, items))])
 
-    def _store(self, part: Part) -> Outbox:
-        assert part.outcome is not None
-        outbox = self._outbox(part, set(self.store.formats))
-        write = Write(self.tag, self.held, part.position, outbox, part.entities, part.outcome.states_N)
-        expect(self.store.store([write])[0], "fenced")
-        return outbox
-
-    def _outbox(self, part: Part, profiles: set[str]) -> Outbox:
-        assert part.outcome is not None
-        increments = {name: [added] for name, added in part.outcome.increments.items() if name in profiles}
-        return make_outbox(part.position.outbox_seq, self.store.formats, part.profile_keys, increments)
+    def _store(self, batch: Batch) -> Outbox:
+        writes = writes_of(batch, self.store.formats)
+        expect(self.store.store(writes)[0], "fenced")
+        return writes[0].outbox

@@ -19,7 +19,7 @@ from models.features.layout import as_bytes
 from models.features.profiles import accumulate
 from models.scorer import Scorer
 from stream.lane import GivenUp
-from stream.scoring import Part
+from stream.scoring import Batch, Messages, Part
 from stream.store.keys import Position
 from stream.store.redis_store import Stored
 
@@ -28,17 +28,20 @@ __all__ = ["Flight", "overlay"]
 
 @dataclass(eq=False)
 class Flight:
-    """before: the batches on their way that Redis lacked when this one was loaded, in order. parts: its share of each
-    partition. places: the shared profiles it reads. loaded: what Redis had. stored: Redis has it. over: it has ended,
-    well or not."""
+    """before: the batches on their way that Redis lacked when this one was loaded, in order. loaded: what Redis had.
+    messages: what it publishes. stored: Redis has it. over: it has ended, well or not."""
 
     scorer: Scorer
     before: Sequence[Flight]
-    parts: dict[TP, Part] = field(default_factory=dict)
-    places: dict[str, dict[str, int]] = field(default_factory=dict)
+    batch: Batch | None = None
     loaded: Stored | None = None
+    messages: Messages | None = None
     stored: bool = False
     over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def parts(self) -> dict[TP, Part]:
+        return {} if self.batch is None else self.batch.parts
 
     def expected(self, tp: TP) -> Position | None:
         """The position that Redis has while the batches before this one are on their way.
@@ -59,27 +62,32 @@ class Flight:
 def overlay(flight: Flight) -> None:
     """Put what the batches before have come to over what was loaded. They have been scored, this one has not."""
     assert flight.loaded is not None
+    assert flight.batch is not None
     for earlier in flight.before:
-        for tp, done in earlier.parts.items():
-            if tp in flight.parts:
-                _put_states(done, flight.parts[tp], flight.loaded)
-            _add_increments(done, flight.places, flight.loaded)
+        if earlier.batch is not None:
+            _put_states(earlier.batch, flight.batch, flight.loaded)
+            _add_increments(earlier.batch, flight.batch, flight.loaded)
 
 
-def _put_states(done: Part, part: Part, loaded: Stored) -> None:
+def _put_states(done: Batch, batch: Batch, loaded: Stored) -> None:
     assert done.outcome is not None
-    both = done.row_of.keys() & part.row_of.keys()
-    if both:
-        mine, theirs = [part.row_of[entity] for entity in both], [done.row_of[entity] for entity in both]
-        as_bytes(loaded.states[part.tag])[mine] = as_bytes(done.outcome.states_N)[theirs]
+    mine: list[int] = []
+    theirs: list[int] = []
+    for tp in done.parts.keys() & batch.parts.keys():
+        own, other = batch.entity_rows[tp], done.entity_rows[tp]
+        both = own.keys() & other.keys()
+        mine += [own[entity] for entity in both]
+        theirs += [other[entity] for entity in both]
+    if mine:
+        as_bytes(loaded.states_N)[mine] = as_bytes(done.outcome.states_N)[theirs]
 
 
-def _add_increments(done: Part, places: dict[str, dict[str, int]], loaded: Stored) -> None:
+def _add_increments(done: Batch, batch: Batch, loaded: Stored) -> None:
     assert done.outcome is not None
     for name, added in done.outcome.increments.items():
-        rows, place_of = done.profile_rows[name], places[name]
+        rows, place_of = done.profile_rows[name], batch.profile_rows[name]
         both = rows.keys() & place_of.keys()
         if both:
             moved = np.full(len(rows), -1)
             moved[[rows[key] for key in both]] = [place_of[key] for key in both]
-            accumulate(loaded.rings[name], replace(added, owner=moved[added.owner]))
+            accumulate(loaded.rings[name], replace(added, owner=moved[added.owner % len(rows)]))

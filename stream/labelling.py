@@ -19,12 +19,12 @@ import numpy as np
 from faust.types import TP
 
 from models.codec import BadRecord, Codec, DecodedLabels
+from models.columns import distinct
 from models.features.profiles import Increments, collect
 from stream import metrics
 from stream.delivery import Blocking, Delivery
 from stream.lane import GoOn
 from stream.publisher import Publisher
-from stream.scoring import distinct
 from stream.store.keys import Position
 from stream.store.outbox import Outbox, make_outbox
 from stream.store.redis_store import RedisStore, Write
@@ -120,10 +120,10 @@ class LabelProcessor:
         labels, held = decoded.batch, held or Position()
         clock_M = np.maximum.accumulate(np.maximum(labels.time_M, held.clock_ms))
         keys: dict[str, list[str]] = {}
-        increments: dict[str, list[Increments]] = {}
+        increments: dict[str, Increments] = {}
         for name, profile in self.codec.pipeline.profiles.items():
             keys[name], owner_M = distinct(labels.profile_keys[name])
-            increments[name] = [collect(profile, owner_M, clock_M, fraud_M=labels.fraud_M)]
+            increments[name] = collect(profile, owner_M, clock_M, fraud_M=labels.fraud_M)
         clock = int(clock_M[-1]) if len(clock_M) else held.clock_ms
         position = Position(records[-1].offset + 1, clock, held.outbox_seq + 1)
         return position, make_outbox(position.outbox_seq, self.store.formats, keys, increments)

@@ -6,16 +6,19 @@ processed again gives the same messages, and an event's do not depend on its bat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+from faust.types import TP
 from numpy.typing import NDArray
 
 from models.attribution import Reason
-from models.codec import Codec, Decoded
-from models.columns import distinct
+from models.codec import BadRecord, Codec, Decoded
+from models.columns import Distinct
 from models.features.encoded import Encoded
 from models.features.profiles import Increments
 from models.messages import Alert, Explanation, encode, encode_scores, rounded, rounded_each
@@ -23,98 +26,174 @@ from models.policy import alert_id, decide
 from models.scorer import Scorer, Scores
 from stream.store.keys import Position
 
-__all__ = ["Messages", "Outcome", "Part", "decode_part", "distinct", "render"]
+__all__ = ["Batch", "Messages", "Outcome", "Part", "Share", "decode_batch", "render"]
+
+
+class Share(NamedTuple):
+    """Records of one partition that come next. tag: of its keys in Redis. held: the position they follow."""
+
+    tag: str
+    records: list[Any]
+    held: Position | None
+
+
+@dataclass
+class Part:
+    """One partition's share of a batch.
+
+    records, events, entities, windows: where its records, its good events, its entities and its applied events stand
+    in the batch; the last are known after the feature step. clock_ms: the greatest event time up to its end.
+    """
+
+    tag: str
+    held: Position | None
+    next_offset: int  # after the last record
+    records: slice
+    events: slice
+    entities: slice
+    clock_ms: int
+    windows: slice = field(default_factory=lambda: slice(0, 0))
+
+    @cached_property
+    def position(self) -> Position:
+        """Where the partition will stand when this part is stored."""
+        return Position(self.next_offset, self.clock_ms, (self.held or Position()).outbox_seq + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the features came to for one part.
+    """What the features came to.
 
-    applied_A: positions of the applied events in the part's batch; the rest are duplicates. late_A: as in `Step`.
-    windows: where the part's windows are in those of the whole batch. states_N: next states of its entities.
-    increments: what it adds to shared profiles, by rows of its `profile_keys`.
+    encoded: windows of the A applied events. applied_A: their places among the batch's events; the rest are
+    duplicates. late_A: as in `Step`. states_N: next states of the entities. increments: what is added to shared
+    profiles; the k-th of a profile's K keys is owner p * K + k in what the p-th part adds.
     """
 
+    encoded: Encoded
     applied_A: NDArray[np.int64]
     late_A: NDArray[np.bool_]
-    windows: slice
     states_N: NDArray[np.void]
     increments: dict[str, Increments]
 
 
 @dataclass
-class Part:
-    """One partition's share of a batch, as it goes down the road."""
+class Batch:
+    """Records of some partitions, decoded in one go: partition by partition, as are their events and entities.
 
-    tag: str
+    append_M: when the broker took each record, epoch ms. entities: distinct within each partition, whose own their
+    states are. owner_M: each event's. clock_M: the greatest event time of its partition up to each event, epoch ms.
+    Shared profiles are everybody's: their keys are the whole batch's.
+    """
+
     records: list[Any]
-    next_offset: int  # after the last record
-    held: Position | None  # where the partition stood
+    append_M: NDArray[np.int64]
+    parts: dict[TP, Part]
     decoded: Decoded
-    entities: list[str]  # distinct, in the order of the states
-    owner_M: NDArray[np.int64]  # each event's entity
+    entities: list[str]
+    owner_M: NDArray[np.int64]
     clock_M: NDArray[np.int64]
-    profile_keys: dict[str, list[str]]  # distinct
-    ring_owner: dict[str, NDArray[np.int64]]  # each event's profile, -1 for none
     outcome: Outcome | None = None
 
+    @property
+    def profile_keys(self) -> dict[str, list[str]]:
+        """The keys of each shared profile that occur."""
+        return {name: keys.texts for name, keys in self.decoded.profile_keys.items()}
+
     @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Where each entity's state is."""
-        return dict(zip(self.entities, range(len(self.entities)), strict=True))
+    def entity_rows(self) -> dict[TP, dict[str, int]]:
+        """For each partition, which of the batch's entities each of its own is."""
+        return {tp: _rows(self.entities[part.entities], part.entities.start) for tp, part in self.parts.items()}
 
     @cached_property
     def profile_rows(self) -> dict[str, dict[str, int]]:
-        """For each profile, where each key is."""
-        return {name: dict(zip(keys, range(len(keys)), strict=True)) for name, keys in self.profile_keys.items()}
+        """For each profile, which of its keys each key is."""
+        return {name: _rows(keys) for name, keys in self.profile_keys.items()}
 
-    @cached_property
-    def position(self) -> Position:
-        """Where the partition will stand when this part is stored."""
-        held = self.held or Position()
-        clock = int(self.clock_M[-1]) if len(self.clock_M) else held.clock_ms
-        return Position(self.next_offset, clock, held.outbox_seq + 1)
+    def bad(self, part: Part) -> list[BadRecord]:
+        """The refused records of a part, by their places in it."""
+        first, end = part.records.start, part.records.stop
+        return [BadRecord(b.index - first, b.reason, b.detail) for b in self.decoded.bad if first <= b.index < end]
+
+
+def _rows(texts: list[str], first: int = 0) -> dict[str, int]:
+    return dict(zip(texts, range(first, first + len(texts)), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """What a part publishes: (key, value) of each score, and of each alert."""
+    """What a batch publishes: (key, value) of each applied event's score; of each alert, by the event's place."""
 
     scores: list[tuple[bytes, bytes]]
-    alerts: list[tuple[bytes, bytes]]
+    alerts: dict[int, tuple[bytes, bytes]]
+
+    def alerts_of(self, part: Part) -> list[tuple[bytes, bytes]]:
+        return [alert for a, alert in self.alerts.items() if part.windows.start <= a < part.windows.stop]
 
 
-def decode_part(codec: Codec, tag: str, records: list[Any], next_offset: int, held: Position | None) -> Part:
-    """Decode one partition's records and find out what has to be loaded for them.
+def decode_batch(codec: Codec, shares: Mapping[TP, Share]) -> Batch:
+    """Decode the records and find out what has to be loaded for them.
 
     Every record of `.events` has its entity as key, whoever keyed it: the producer or our ingest agent.
     """
-    append_ms = np.array([r.timestamp for r in records], dtype=np.int64)
-    decoded = codec.decode([r.value for r in records], append_ms, [r.key for r in records])
-    batch = decoded.batch
-    profile_keys = {name: keys.texts for name, keys in decoded.profile_keys.items()}
-    ring_owner = {name: keys.place_M for name, keys in decoded.profile_keys.items()}
-    start = 0 if held is None else held.clock_ms
-    clock_M = np.maximum.accumulate(np.maximum(batch.time_M, start))
-    return Part(
-        tag, records, next_offset, held, decoded, decoded.entities.texts, decoded.entities.place_M, clock_M,
-        profile_keys, ring_owner,
-    )  # fmt: skip
+    records = [record for share in shares.values() for record in share.records]
+    append_M = np.array([r.timestamp for r in records], dtype=np.int64)
+    decoded = codec.decode([r.value for r in records], append_M, [r.key for r in records])
+    record_bounds = np.cumsum([0, *(len(share.records) for share in shares.values())])
+    event_bounds = np.searchsorted(decoded.good, record_bounds)
+    entities, owner_M, entity_bounds = _by_part(decoded.entities, event_bounds)
+    clock_M = decoded.batch.time_M.copy()
+    parts: dict[TP, Part] = {}
+    bounds = zip(*map(_stretches, (record_bounds, event_bounds, entity_bounds)), strict=True)
+    for (tp, share), (own_records, own_events, own_entities) in zip(shares.items(), bounds, strict=True):
+        clock = _advance(clock_M[own_events], 0 if share.held is None else share.held.clock_ms)
+        next_offset = share.records[-1].offset + 1
+        parts[tp] = Part(share.tag, share.held, next_offset, own_records, own_events, own_entities, clock)
+    return Batch(records, append_M, parts, decoded, entities, owner_M, clock_M)
 
 
-def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: Scores, detector: str) -> Messages:
-    """Scores of all applied events and alerts of those that reach the threshold.
+def _stretches(bounds: NDArray[np.int64]) -> list[slice]:
+    return [slice(first, end) for first, end in pairwise(bounds.tolist())]
 
-    encoded: the A windows of this part. scores: the scorer's answer for them. detector: its architecture.
-    """
-    assert part.outcome is not None
-    batch, applied_A = part.decoded.batch, part.outcome.applied_A
-    ids, entities = batch.event_id, batch.entity
-    if len(applied_A) < len(batch):
+
+def _advance(time_M: NDArray[np.int64], clock_ms: int) -> int:
+    """Event times of a partition that stood at `clock_ms` to its clock at each, in place; the last."""
+    if not len(time_M):
+        return clock_ms
+    time_M[0] = max(int(time_M[0]), clock_ms)
+    np.maximum.accumulate(time_M, out=time_M)
+    return int(time_M[-1])
+
+
+def _by_part(
+    entities: Distinct, event_bounds: NDArray[np.int64]
+) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Entities that are distinct within each part, each event's, and where those of each part begin."""
+    parts, place_M = len(event_bounds) - 1, entities.place_M
+    if parts == 1:
+        return entities.texts, place_M, np.array([0, len(entities.texts)])
+    part_M = np.repeat(np.arange(parts), np.diff(event_bounds))
+    home_N = np.empty(len(entities.texts), np.int64)
+    home_N[place_M[::-1]] = part_M[::-1]  # of several the last that is written stays: where each occurs first
+    if np.array_equal(home_N[place_M], part_M):  # always, when producers agree on partitions
+        return entities.texts, place_M, np.searchsorted(home_N, np.arange(parts + 1))
+    rows: dict[tuple[int, int], int] = {}
+    owner_M = np.array(
+        [rows.setdefault(pair, len(rows)) for pair in zip(part_M.tolist(), place_M.tolist(), strict=True)]
+    )
+    bounds = np.searchsorted([part for part, _ in rows], np.arange(parts + 1))
+    return [entities.texts[place] for _, place in rows], owner_M, bounds
+
+
+def render(codec: Codec, batch: Batch, scorer: Scorer, scores: Scores, detector: str) -> Messages:
+    """Scores of all applied events and alerts of those that reach the threshold. detector: its architecture."""
+    assert batch.outcome is not None
+    events, applied_A = batch.decoded.batch, batch.outcome.applied_A
+    ids, entities = events.event_id, events.entity
+    if len(applied_A) < len(events):
         applied = applied_A.tolist()
         ids, entities = [ids[m] for m in applied], [entities[m] for m in applied]
     # `to_iso` of each, at an eighth of the cost
-    stamps_A = batch.time_M[applied_A].astype("datetime64[ms]")
+    stamps_A = events.time_M[applied_A].astype("datetime64[ms]")
     times: list[str] = np.datetime_as_string(stamps_A, timezone="UTC").tolist()
     numbers: list[float] = rounded_each(np.concatenate([scores.score_B, scores.probability_B])).tolist()
     count = len(times)
@@ -126,7 +205,7 @@ def render(codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, scores: S
         facts.alert_A.tolist(),
     )  # fmt: skip
     keys = map(str.encode, entities)
-    return Messages(list(zip(keys, values, strict=True)), _alerts(codec, part, scorer, encoded, facts, detector))
+    return Messages(list(zip(keys, values, strict=True)), _alerts(codec, batch, scorer, facts, detector))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,34 +220,31 @@ class _Facts:
     alert_A: NDArray[np.bool_]
 
 
-def _alerts(
-    codec: Codec, part: Part, scorer: Scorer, encoded: Encoded, facts: _Facts, detector: str
-) -> list[tuple[bytes, bytes]]:
-    """The alerts of a part, explained in one call."""
+def _alerts(codec: Codec, batch: Batch, scorer: Scorer, facts: _Facts, detector: str) -> dict[int, tuple[bytes, bytes]]:
+    """The alerts of a batch, by the place of their window, explained in one call."""
     raised = np.flatnonzero(facts.alert_A)
     if not len(raised):
-        return []
-    assert part.outcome is not None
-    pipeline = codec.pipeline
-    records_A = part.decoded.good[part.outcome.applied_A]
-    alerts = []
-    for a, why in zip(raised.tolist(), scorer.explain(encoded.take(raised), pipeline.policy.reasons), strict=True):
-        event = codec.decode_one(part.records[int(records_A[a])].value)
+        return {}
+    assert batch.outcome is not None
+    pipeline, windows = codec.pipeline, batch.outcome.encoded.take(raised)
+    records_A = batch.decoded.good[batch.outcome.applied_A]
+    alerts = {}
+    for a, why in zip(raised.tolist(), scorer.explain(windows, pipeline.policy.reasons), strict=True):
+        event = codec.decode_one(batch.records[int(records_A[a])].value)
         alert = Alert(
             alert_id=alert_id(pipeline.name, facts.ids[a], detector), pipeline=pipeline.name, event_id=facts.ids[a],
             entity=facts.entities[a], event_time=facts.times[a], detector=detector, score=facts.scores[a],
             probability=facts.probabilities[a], threshold=rounded(scorer.threshold), model=scorer.version,
             reasons=[_explanation(codec, event, reason) for reason in why], event=event,
         )  # fmt: skip
-        alerts.append((facts.entities[a].encode(), encode(alert)))
+        alerts[a] = (facts.entities[a].encode(), encode(alert))
     return alerts
 
 
 def _explanation(codec: Codec, event: dict[str, Any], reason: Reason) -> Explanation:
     """A reason in the event's own terms where it names a field: its value, not what the detector makes of it."""
     value = reason.value
-    field = codec.pipeline.fields.get(reason.feature)
-    if field is not None and codec.pipeline.json_key(reason.feature) in event:
+    if reason.feature in codec.pipeline.fields and codec.pipeline.json_key(reason.feature) in event:
         value = event[codec.pipeline.json_key(reason.feature)]
     if isinstance(value, float | np.floating):
         value = rounded(float(value))

@@ -34,8 +34,6 @@ import numpy as np
 from faust.types import TP
 
 from models.codec import BadRecord, Codec
-from models.features.encoded import Encoded
-from models.scorer import Scorer, Scores
 from stream import metrics
 from stream.champion import Champion
 from stream.delivery import Admitted, Blocking, Delivery, Moved
@@ -43,14 +41,16 @@ from stream.flight import Flight, overlay
 from stream.lane import GivenUp, GoOn
 from stream.observe import observe_many
 from stream.publisher import Publisher
-from stream.scoring import Messages, Part, decode_part, render
-from stream.stepping import advance, profile_keys_of
-from stream.store.outbox import Outbox, make_outbox
+from stream.scoring import Share, decode_batch, render
+from stream.stepping import advance, writes_of
+from stream.store.keys import Position
+from stream.store.outbox import Outbox
 from stream.store.redis_store import RedisStore, Write
 from stream.transport import Chunk
 
 __all__ = ["EventProcessor"]
 
+AT_ONCE = 256  # records of a batch that is scored where it was loaded: handing it over costs more than waiting
 REMEMBERED = 64  # of the publications that were acknowledged; more than can be on their way
 
 
@@ -114,22 +114,24 @@ class EventProcessor:
             bad = [BadRecord(0, "internal", repr(error))]
             pending = await self.publisher.send_dead_letters(self._dead_letters, tp, admitted.records, bad)
             await self.publisher.acknowledged(pending)
-            tag, next_offset = self.delivery.tag_of(tp.partition), admitted.records[-1].offset + 1
-            nothing = decode_part(self.codec, tag, [], next_offset, admitted.held)
-            await self._store({tp: nothing})
+            held = admitted.held or Position()
+            position = Position(admitted.records[-1].offset + 1, held.clock_ms, held.outbox_seq + 1)
+            tag, nothing = self.delivery.tag_of(tp.partition), Outbox(position.outbox_seq, [])
+            stored = await self.blocking(self._write, [Write(tag, admitted.held, position, nothing)])
+            await self._settle({tp: position}, stored)
             metrics.DEAD_LETTERS.labels(self._name, tp.topic, "internal").inc()
 
     async def _prepare(self, flight: Flight, admitted: dict[TP, Admitted]) -> None:
-        """Steps 2 and 3; then the next batch knows where this one will end."""
+        """Steps 2 and 3, of a small batch also those to 6; then the next one knows where this one will end."""
         while admitted:
             try:
-                await self.blocking(self._decode_and_load, flight, admitted)
+                await self.blocking(self._steps_2_and_3, flight, admitted)
             except Moved as moved:
                 if flight.before:  # they end first, and fail or not; then this one is tried by itself
                     raise GivenUp from moved
                 await self.delivery.rewind(moved.tp, "moved")
                 admitted = {tp: part for tp, part in admitted.items() if tp != moved.tp}
-                flight.parts = {}
+                flight.batch = flight.messages = None
             else:
                 break
         for tp, part in flight.parts.items():
@@ -141,74 +143,72 @@ class EventProcessor:
         async with self._scoring:
             go_on()
             self._check()
-            messages = await self.blocking(self._steps_4_to_6, flight)
-            self._check()
+            if flight.messages is None:
+                await self.blocking(self._steps_4_to_6, flight)
+                self._check()
         async with self._sending:
             self._check()
-            pending = await self._send(flight, messages)
+            pending = await self._send(flight)
         await self._acknowledgements(flight, pending)
         acknowledged_ms = time.time() * 1000
         if flight.before:
             await flight.before[-1].over.wait()
         self._check()
-        await self._store(flight.parts, flight)
-        self._report(flight, messages, acknowledged_ms)
+        with self._stage("store"):
+            stored = await self.blocking(self._write_batch, flight)
+        await self._settle({tp: part.position for tp, part in flight.parts.items()}, stored)
+        self._report(flight, acknowledged_ms)
 
     def _check(self) -> None:
         if self._broken:
             raise GivenUp
 
-    def _decode_and_load(self, flight: Flight, admitted: dict[TP, Admitted]) -> None:
+    def _steps_2_and_3(self, flight: Flight, admitted: dict[TP, Admitted]) -> None:
         with self._stage("decode"):
-            flight.parts = {tp: self._decode(tp, part) for tp, part in admitted.items()}
-        parts = flight.parts
+            shares = {tp: Share(self.delivery.tag_of(tp.partition), a.records, a.held) for tp, a in admitted.items()}
+            batch = flight.batch = decode_batch(self.codec, shares)
         with self._stage("load"):
-            flight.places = profile_keys_of(list(parts.values()), self.store.formats)
-            entities = {part.tag: part.entities for part in parts.values()}
-            keys = {name: list(places) for name, places in flight.places.items()}
+            entities = {part.tag: batch.entities[part.entities] for part in batch.parts.values()}
             with self._redis, metrics.REDIS.labels(self._name, "load").time():
                 flight.before = [f for f in flight.before if not f.stored]
-                flight.loaded = self.store.load(entities, keys)
-        for tp, part in parts.items():
+                flight.loaded = self.store.load(entities, batch.profile_keys)
+        for tp, part in batch.parts.items():
             position = flight.loaded.positions[part.tag]
             if position != flight.expected(tp):
                 raise Moved(tp, position)
+        if len(batch.records) <= AT_ONCE and all(earlier.messages is not None for earlier in flight.before):
+            self._steps_4_to_6(flight)
 
-    def _decode(self, tp: TP, admitted: Admitted) -> Part:
-        tag, records = self.delivery.tag_of(tp.partition), admitted.records
-        return decode_part(self.codec, tag, records, records[-1].offset + 1, admitted.held)
-
-    def _steps_4_to_6(self, flight: Flight) -> dict[TP, Messages]:
-        scorer, parts = flight.scorer, list(flight.parts.values())
+    def _steps_4_to_6(self, flight: Flight) -> None:
+        scorer, batch = flight.scorer, flight.batch
+        assert batch is not None
+        assert flight.loaded is not None
         with self._stage("features"):
             overlay(flight)
-            assert flight.loaded is not None
-            encoded = advance(self.codec.layout, parts, flight.loaded, flight.places)
+            advance(self.codec.layout, batch, flight.loaded)
             flight.loaded = None  # as large as the batch, and not needed any more
+        assert batch.outcome is not None
         with self._stage("score"):
-            scores = scorer.score(encoded)
+            scores = scorer.score(batch.outcome.encoded)
         with self._stage("decide"):
-            return {tp: self._render(part, scorer, encoded, scores) for tp, part in flight.parts.items()}
+            flight.messages = render(self.codec, batch, scorer, scores, scorer.bundle.info.architecture)
 
-    def _render(self, part: Part, scorer: Scorer, encoded: Encoded, scores: Scores) -> Messages:
-        assert part.outcome is not None
-        mine = part.outcome.windows
-        own = Scores(scores.score_B[mine], scores.probability_B[mine])
-        return render(self.codec, part, scorer, encoded.take(mine), own, scorer.bundle.info.architecture)
-
-    async def _send(self, flight: Flight, messages: dict[TP, Messages]) -> list[Any]:
+    async def _send(self, flight: Flight) -> list[Any]:
         """Step 7: queue what is to be published; returns what to await. What was acknowledged before the store failed
         is not sent again: a Redis that refuses writes for hours must not flood downstream with repeats."""
         pending: list[Any] = []
+        messages = flight.messages
+        assert flight.batch is not None
+        assert messages is not None
         for tp, part in flight.parts.items():
             if flight.publication(tp) in self._acknowledged:
                 continue
-            bad = part.decoded.bad
-            pending += await self.publisher.send_dead_letters(self._dead_letters, tp, part.records, bad)
-            if messages[tp].scores:
-                topic = self.pipeline.topic("scores")
-                pending += await self.publisher.send_batch(topic, tp.partition, messages[tp].scores)
-            for key, value in messages[tp].alerts:
+            if bad := flight.batch.bad(part):
+                records = flight.batch.records[part.records]
+                pending += await self.publisher.send_dead_letters(self._dead_letters, tp, records, bad)
+            if scores := messages.scores[part.windows]:
+                pending += await self.publisher.send_batch(self.pipeline.topic("scores"), tp.partition, scores)
+            for key, value in messages.alerts_of(part):
                 pending.append(await self.publisher.send(self.pipeline.topic("alerts"), key, value))
         return pending
 
@@ -217,22 +217,13 @@ class EventProcessor:
             await self.publisher.acknowledged(pending)
         self._acknowledged += [flight.publication(tp) for tp in flight.parts]
 
-    async def _store(self, parts: dict[TP, Part], flight: Flight | None = None) -> None:
-        """Step 8; a partition whose write is fenced off is set back, and with it what was built on that write."""
-        with self._stage("store"):
-            stored = await self.blocking(self._write, list(parts.values()), flight)
-        for (tp, part), done in zip(parts.items(), stored, strict=True):
-            source = self.delivery.sources.get(tp)
-            if not done:
-                self._broken = True
-                metrics.FENCED.labels(self._name).inc()
-                await self.delivery.rewind(tp, "fenced")
-            elif source is not None:
-                source.advance(part.position)
+    def _write_batch(self, flight: Flight) -> list[bool]:
+        """Step 8."""
+        assert flight.batch is not None
+        return self._write(writes_of(flight.batch, self.store.formats), flight)
 
-    def _write(self, parts: list[Part], flight: Flight | None) -> list[bool]:
+    def _write(self, writes: list[Write], flight: Flight | None = None) -> list[bool]:
         """One round trip for the transactions of all partitions, one for the outboxes of those that went through."""
-        writes = [self._as_write(part) for part in parts]
         with self._redis:
             with metrics.REDIS.labels(self._name, "store").time():
                 stored = self.store.store(writes)
@@ -242,30 +233,35 @@ class EventProcessor:
                 flight.stored = True
         return stored
 
-    def _as_write(self, part: Part) -> Write:
-        outcome, position = part.outcome, part.position
-        if outcome is None:
-            return Write(part.tag, part.held, position, Outbox(position.outbox_seq, []))
-        increments = {name: [added] for name, added in outcome.increments.items()}
-        outbox = make_outbox(position.outbox_seq, self.store.formats, part.profile_keys, increments)
-        return Write(part.tag, part.held, position, outbox, part.entities, outcome.states_N)
+    async def _settle(self, positions: dict[TP, Position], stored: list[bool]) -> None:
+        """Note what is stored; a partition whose write was fenced off is set back, and with it what was built on it."""
+        for (tp, position), done in zip(positions.items(), stored, strict=True):
+            source = self.delivery.sources.get(tp)
+            if not done:
+                self._broken = True
+                metrics.FENCED.labels(self._name).inc()
+                await self.delivery.rewind(tp, "fenced")
+            elif source is not None:
+                source.advance(position)
 
-    def _report(self, flight: Flight, messages: dict[TP, Messages], acknowledged_ms: float) -> None:
-        latency = metrics.LATENCY.labels(self._name)
-        for tp, part in flight.parts.items():
-            assert part.outcome is not None
-            applied = len(part.outcome.applied_A)
+    def _report(self, flight: Flight, acknowledged_ms: float) -> None:
+        batch, messages = flight.batch, flight.messages
+        assert batch is not None
+        assert batch.outcome is not None
+        assert messages is not None
+        waited_ms = np.maximum(acknowledged_ms - batch.append_M, 0)
+        for tp, part in batch.parts.items():
+            applied = part.windows.stop - part.windows.start
             metrics.EVENTS.labels(self._name, str(tp.partition)).inc(applied)
-            metrics.DUPLICATES.labels(self._name).inc(len(part.decoded.batch) - applied)
-            metrics.LATE.labels(self._name).inc(int(part.outcome.late_A.sum()))
-            metrics.ALERTS.labels(self._name, flight.scorer.version).inc(len(messages[tp].alerts))
-            for refused in part.decoded.bad:
+            for refused in batch.bad(part):
                 metrics.DEAD_LETTERS.labels(self._name, tp.topic, refused.reason).inc()
-            appended_ms = np.array([record.timestamp for record in part.records], dtype=np.float64)
-            observe_many(latency, np.maximum(acknowledged_ms - appended_ms, 0) / 1000)
-            metrics.FRESHNESS.labels(tp.topic, str(tp.partition)).set(max(acknowledged_ms - appended_ms[-1], 0) / 1000)
+            metrics.FRESHNESS.labels(tp.topic, str(tp.partition)).set(waited_ms[part.records.stop - 1] / 1000)
+        metrics.DUPLICATES.labels(self._name).inc(len(batch.clock_M) - len(batch.outcome.applied_A))
+        metrics.LATE.labels(self._name).inc(int(batch.outcome.late_A.sum()))
+        metrics.ALERTS.labels(self._name, flight.scorer.version).inc(len(messages.alerts))
+        observe_many(metrics.LATENCY.labels(self._name), waited_ms / 1000)
         metrics.STATE_BYTES.labels(self._name).set(self.codec.layout.state_dtype.itemsize)
-        metrics.BATCH.labels(self._name).observe(sum(len(p.records) for p in flight.parts.values()))
+        metrics.BATCH.labels(self._name).observe(len(batch.records))
 
     def _stage(self, name: str) -> Any:
         return metrics.STAGE.labels(self._name, name).time()

@@ -14,7 +14,7 @@ from models.errors import StateError
 from models.features.profiles import Increments
 from stream.store.values import ProfileFormat
 
-__all__ = ["Outbox", "make_outbox"]
+__all__ = ["Outbox", "make_outbox", "make_outboxes"]
 
 
 class Outbox(msgspec.Struct, frozen=True, array_like=True):
@@ -39,15 +39,26 @@ def make_outbox(
     number: int,
     formats: Mapping[str, ProfileFormat],
     keys: Mapping[str, Sequence[str]],
-    increments: Mapping[str, Sequence[Increments]],
+    increments: Mapping[str, Increments],
 ) -> Outbox:
-    """The entry of one batch. keys: for each profile the key, which no other has, of each owner of its increments."""
-    items: list[tuple[str, str, bytes]] = []
-    for name, parts in increments.items():
-        packed: dict[int, bytes] = {}
-        for part in parts:
-            added = formats[name].pack_increments(part)
-            packed = {o: packed.get(o, b"") + added.get(o, b"") for o in packed | added} if packed else added
+    """The entry of one batch of one source. keys: for each profile the key of each owner of its increments."""
+    return make_outboxes([number], formats, keys, increments)[0]
+
+
+def make_outboxes(
+    numbers: Sequence[int],
+    formats: Mapping[str, ProfileFormat],
+    keys: Mapping[str, Sequence[str]],
+    increments: Mapping[str, Increments],
+) -> list[Outbox]:
+    """The entries of one batch of several sources.
+
+    keys: for each profile K keys, all different. increments: of the p-th source, owner p * K + k is that of the k-th.
+    """
+    outboxes = [Outbox(number, []) for number in numbers]
+    for name, added in increments.items():
         owners = keys[name]
-        items += [(name, owners[o], data) for o, data in packed.items()]
-    return Outbox(number, items)
+        for owner, packed in formats[name].pack_increments(added).items():
+            source, k = divmod(owner, len(owners))
+            outboxes[source].items.append((name, owners[k], packed))
+    return outboxes

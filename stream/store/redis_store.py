@@ -36,11 +36,11 @@ __all__ = ["RedisStore", "Stored", "Write"]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What was loaded. positions: None where a source has none yet. states: for each tag, in the order of the
-    entities asked for. rings: for each profile, in the order of its keys."""
+    """What was loaded. positions: None where a source has none yet. states_N: tag by tag, in the order of the entities
+    asked for. rings: for each profile, in the order of its keys."""
 
     positions: dict[str, Position | None]
-    states: dict[str, NDArray[np.void]]
+    states_N: NDArray[np.void]
     rings: dict[str, NDArray[np.void]]
 
 
@@ -95,9 +95,9 @@ class RedisStore:
             tag: None if record is None else Position.unpack(record)
             for tag, record in zip(entities, records, strict=True)
         }
-        states = {tag: unpack_states(self.layout, list(islice(rest, len(names)))) for tag, names in entities.items()}
+        states_N = unpack_states(self.layout, list(islice(rest, sum(map(len, entities.values())))))
         rings = {n: self.formats[n].unpack(list(islice(rest, len(wanted)))) for n, wanted in profile_keys.items()}
-        return Stored(positions, states, rings)
+        return Stored(positions, states_N, rings)
 
     def store(self, writes: Sequence[Write]) -> list[bool]:
         """Write each source's states, position and outbox in a transaction of its own; one round trip for all.

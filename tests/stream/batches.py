@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from models.columns import columns_to_batch
+from models.columns import columns_to_batch, distinct
 from models.features.step import Loaded, Step, increments_of, step
-from stream.scoring import distinct
 from stream.store.keys import Position, event_tag
 from stream.store.outbox import Outbox, make_outbox
 from stream.store.redis_store import RedisStore, Write
@@ -48,11 +47,11 @@ def process(
         profile_keys[name], ring_owner[name] = distinct(values)
     loaded = store.load({TAG: entities}, profile_keys)
     assert loaded.positions == {TAG: held}
-    result = step(layout, batch, clock_M, Loaded(loaded.states[TAG], owner_M, loaded.rings, ring_owner))
+    result = step(layout, batch, clock_M, Loaded(loaded.states_N, owner_M, loaded.rings, ring_owner))
     before = held or Position()
     position = Position(before.next_offset + len(batch), int(clock_M[-1]), before.outbox_seq + 1)
     added = increments_of(layout, batch, clock_M, ring_owner, result.applied_A)
-    increments = {name: [part] for name, part in added.items()}
+    increments = added
     outbox = make_outbox(position.outbox_seq, store.formats, profile_keys, increments)
     assert store.store([Write(TAG, held, position, outbox, entities, result.states_N)])[0]
     if apply:

@@ -49,7 +49,7 @@ DEVICES = [f"d{i}" for i in range(1, 7)]
 
 
 def assert_same_as_memory(store: RedisStore, memory: MemoryStore) -> None:
-    states = store.load({TAG: CARDS}, {}).states[TAG]
+    states = store.load({TAG: CARDS}, {}).states_N
     for card, state in zip(CARDS, states, strict=True):
         assert state.tobytes() == memory.state(card)[0].tobytes(), card
     for profile, keys in (("merchant", MERCHANTS), ("device", DEVICES)):
@@ -97,8 +97,7 @@ def test_nothing_is_loaded_of_what_nobody_stored(store: RedisStore) -> None:
     """An unknown source has no position, and unknown entities and profiles are empty ones."""
     loaded = store.load({"0": ["a", "b"], "1": []}, {"merchant": ["m"], "device": []})
     assert loaded.positions == {"0": None, "1": None}
-    assert loaded.states["0"].tobytes() == store.layout.empty_states(2).tobytes()
-    assert len(loaded.states["1"]) == 0
+    assert loaded.states_N.tobytes() == store.layout.empty_states(2).tobytes()
     assert loaded.rings["merchant"].shape == (1, 3, RING_SLOTS)
     assert loaded.rings["device"].shape == (0, 2, RING_SLOTS)
     assert not any(loaded.rings["merchant"][name].any() for name in loaded.rings["merchant"].dtype.names)
@@ -235,7 +234,7 @@ def test_the_script_adds_as_accumulate_does(
         unique = {row[:3]: row for row in sorted(rows)}  # increments name each bucket once
         added = Increments(*np.array(list(unique.values()), dtype=np.int64).reshape(-1, 7).T)
         accumulate(rings, added)
-        store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a", "b"]}, {"merchant": [added]}))])
+        store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a", "b"]}, {"merchant": added}))])
     np.testing.assert_array_equal(rings_of(store, "merchant", ["a", "b"]), rings)
 
 
@@ -247,7 +246,7 @@ def test_amounts_at_their_limits_are_exact(store: RedisStore) -> None:
     for number, amount in enumerate(amounts, start=1):
         added = collect(profile, np.zeros(1, np.int64), np.array([START_MS]), amount_M=np.array([amount]))
         accumulate(rings, added)
-        store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a"]}, {"merchant": [added]}))])
+        store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a"]}, {"merchant": added}))])
     found = rings_of(store, "merchant", ["a"])
     np.testing.assert_array_equal(found, rings)
     slot = found[0, 0][found[0, 0]["count"] > 0]

@@ -55,7 +55,7 @@ def test_a_state_of_another_layout_is_refused(store: RedisStore, client: Any, pi
         RedisStore(client, Layout(shorter)).load({TAG: ["c0", "nobody", "c1"]}, {})
     with pytest.raises(StateError, match=r"layout .*give the pipeline a new name"):
         RedisStore(client, Layout(other)).load({TAG: ["nobody", "c1"]}, {})
-    assert len(RedisStore(client, Layout(other)).load({TAG: ["nobody"]}, {}).states[TAG]) == 1
+    assert len(RedisStore(client, Layout(other)).load({TAG: ["nobody"]}, {}).states_N) == 1
 
 
 @pytest.mark.parametrize(

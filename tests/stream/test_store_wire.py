@@ -59,7 +59,7 @@ def test_stored_states_are_the_bytes_of_the_arrays(store: RedisStore, client: An
     assert store.store([Write(TAG, None, Position(1, 1, 1), Outbox(1, []), ["a", "b", "ç"], every_other)]) == [True]
     found = [client.get(state_key(pipeline_name, TAG, entity)) for entity in ("a", "b", "ç")]
     assert found == [state.tobytes() for state in every_other]
-    loaded = store.load({TAG: ["ç", "nobody", "a"]}, {}).states[TAG]
+    loaded = store.load({TAG: ["ç", "nobody", "a"]}, {}).states_N
     assert loaded["count"].tolist() == [4, 0, 0]
     loaded["count"] += 1  # a batch's states may be written to
 
@@ -121,7 +121,7 @@ def test_half_a_reply_reaches_nobody(pipeline: Pipeline, make_settings: MakeSett
                 store.load({TAG: CARDS}, {"merchant": MERCHANTS})
             loaded = store.load({TAG: CARDS[::-1]}, {"device": ["d1"]})
             assert loaded.positions == {TAG: held}
-            assert loaded.states[TAG].tobytes() == store.load({TAG: CARDS}, {}).states[TAG][::-1].tobytes()
+            assert loaded.states_N.tobytes() == store.load({TAG: CARDS}, {}).states_N[::-1].tobytes()
         cut.append(2)  # the server applied it, and we do not know
         with pytest.raises(RedisError):
             store.apply([(TAG, Outbox(outbox.number + 1, outbox.items))])
@@ -157,7 +157,7 @@ def test_a_server_without_msetex(tmp_path: Path, pipeline: Pipeline, make_settin
         store = RedisStore(client, Layout(pipeline))
         process(store, random_columns(1, 30), None)
         assert counted(store) == 30
-        assert (store.load({TAG: CARDS}, {}).states[TAG]["count"] > 0).all()
+        assert (store.load({TAG: CARDS}, {}).states_N["count"] > 0).all()
         assert 0 < client.pttl(state_key(pipeline.name, TAG, "c1")) <= store.ttl_ms
         assert 0 < client.pttl(profile_key(pipeline.name, "merchant", "m1")) <= store.profile_ttl_ms
         client.close()
