@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime
+from functools import cache
 
 __all__ = ["DAY_MS", "HOUR_MS", "duration_ms", "format_duration", "from_iso", "now_ms", "to_iso"]
 
@@ -14,6 +15,7 @@ UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": HOUR_MS, "d": DAY_MS, "w": 7 * 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
+@cache  # the same few of a pipeline file, asked for with every batch
 def duration_ms(text: str) -> int:
     """Milliseconds of a duration such as `250ms`, `30s`, `10m`, `1.5h`, `7d` or `2w`.
 
