@@ -27,6 +27,9 @@ from models.weights import Scaling
 
 __all__ = ["Group", "Reason", "explain", "input_groups"]
 
+# (past_B, last_V, past_V) → logit_V: see models.engines.base
+LogitsAfter = Callable[[Encoded, Encoded, NDArray[np.int64]], NDArray[np.float32]]
+
 ROWS_PER_CALL = 2048  # bounds memory: an alert takes as many rows as there are groups
 EARLIER_EVENTS = "earlier_events"
 
@@ -70,18 +73,19 @@ def input_groups(inputs: InputSpec) -> list[Group]:
 
 
 def explain(
-    logits: Callable[[Encoded], NDArray[np.float32]], inputs: InputSpec, scaling: Scaling, encoded: Encoded, n: int
+    logits_after: LogitsAfter, inputs: InputSpec, scaling: Scaling, encoded: Encoded, n: int
 ) -> list[list[Reason]]:
     """For each window its `n` reasons of greatest effect, greatest first (fewer if there are fewer groups).
 
-    logits: an engine's. scaling: what training saw of the inputs.
+    logits_after: an engine's. scaling: what training saw of the inputs.
     """
     groups = input_groups(inputs)
     step = max(1, ROWS_PER_CALL // (len(groups) + 1))
     reasons: list[list[Reason]] = []
     for start in range(0, len(encoded), step):
         part = encoded.take(slice(start, start + step))
-        logit_GB = logits(_variants(scaling, part, groups)).reshape(len(groups) + 1, len(part))
+        logit_V = logits_after(part, *_variants(scaling, part, groups))
+        logit_GB = logit_V.reshape(len(groups) + 1, len(part))
         for b in range(len(part)):
             top = _strongest(logit_GB[:, b].astype(np.float64), n)
             reasons.append([Reason(*_shown(inputs, scaling, part, b, groups[g]), effect) for g, effect in top])
@@ -104,22 +108,24 @@ def _grouped(names: tuple[str, ...], kind: Literal["x", "context"]) -> list[Grou
     return [Group(name, kind, tuple(members)) for name, members in columns.items()]
 
 
-def _variants(scaling: Scaling, encoded: Encoded, groups: list[Group]) -> Encoded:
-    """The windows as they are, then once for each group without it: (groups + 1) · B rows."""
-    rows = len(encoded)
-    copies = Encoded.concatenate([encoded] * (len(groups) + 1))
+def _variants(scaling: Scaling, encoded: Encoded, groups: list[Group]) -> tuple[Encoded, NDArray[np.int64]]:
+    """Last events and contexts as they are, then once without each group: (groups + 1) · B rows, and their pasts."""
+    rows, times = len(encoded), len(groups) + 1
+    x_VF, codes_VK = np.tile(encoded.x_BLF[:, -1], (times, 1)), np.tile(encoded.codes_BLK[:, -1], (times, 1))
+    context_VC, past_V = np.tile(encoded.context_BC, (times, 1)), np.tile(np.arange(rows), times)
     for number, group in enumerate(groups, start=1):
         at = slice(number * rows, (number + 1) * rows)
         columns = list(group.columns)
         if group.kind == "x":
-            copies.x_BLF[at, -1, columns] = scaling.x_mean_F[columns]
+            x_VF[at, columns] = scaling.x_mean_F[columns]
         elif group.kind == "code":
-            copies.codes_BLK[at, -1, columns] = 0  # "missing" is the only category that stands for none
+            codes_VK[at, columns] = 0  # "missing" is the only category that stands for none
         elif group.kind == "context":
-            copies.context_BC[at, columns] = scaling.context_mean_C[columns]
+            context_VC[at, columns] = scaling.context_mean_C[columns]
         else:
-            copies.mask_BL[at, :-1] = False
-    return copies
+            past_V[at] = -1
+    mask_V1 = np.tile(encoded.mask_BL[:, -1:], (times, 1))
+    return Encoded(x_VF[:, None], codes_VK[:, None], mask_V1, context_VC), past_V
 
 
 def _strongest(logit_G: NDArray[np.float64], n: int) -> list[tuple[int, float]]:

@@ -66,12 +66,16 @@ class Scorer:
         return Scores(score_B, self.bundle.calibration.apply(score_B))
 
     def explain(self, encoded: Encoded, n: int) -> list[list[Reason]]:
-        """The n strongest reasons of each window. Costs some fifty scores a window: for alerts only."""
-        return explain(self._logits, self.bundle.info.inputs, self._scaling, encoded, n)
+        """The n strongest reasons of each window. Costs many scores a window: for alerts only."""
+        return explain(self._logits_after, self.bundle.info.inputs, self._scaling, encoded, n)
 
     def _logits(self, encoded: Encoded) -> NDArray[np.float32]:
         with self._one_at_a_time:
             return self._engine.logits(encoded)
+
+    def _logits_after(self, past: Encoded, last: Encoded, past_V: NDArray[np.int64]) -> NDArray[np.float32]:
+        with self._one_at_a_time:
+            return self._engine.logits_after(past, last, past_V)
 
 
 def load_scorer(folder: Path, pipeline: Pipeline, engine: EngineName = "auto", threads: int = 1) -> Scorer:

@@ -40,6 +40,21 @@ class Engine(ABC):
         number of threads. What stands at masked positions is never read. Not safe from two threads at once.
         """
 
+    def logits_after(self, past: Encoded, last: Encoded, past_V: NDArray[np.int64]) -> NDArray[np.float32]:
+        """logit_V of V windows that differ from some of B others in their last event and their context only.
+
+        past: the B windows. last: V windows of one event, with the context. past_V: which of `past` each stands at the
+        end of; -1: of none, it is its entity's first. The same bits as `logits` of the whole windows.
+        """
+        every = past.take(past_V)  # of -1 the last, whose past is masked
+        whole = Encoded(
+            np.concatenate([every.x_BLF[:, :-1], last.x_BLF], axis=1),
+            np.concatenate([every.codes_BLK[:, :-1], last.codes_BLK], axis=1),
+            np.concatenate([every.mask_BL[:, :-1] & (past_V >= 0)[:, None], last.mask_BL], axis=1),
+            last.context_BC,
+        )
+        return self.logits(whole)
+
 
 def scores_of(logit_B: NDArray[np.float32]) -> NDArray[np.float32]:
     """score_B in [0, 1], float32: the sigmoid, which depends on each value alone.

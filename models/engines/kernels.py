@@ -24,6 +24,7 @@ from models.engines.vectors import (
     GROUP,
     I64,
     LANES,
+    Tile,
     Vectors,
     biases,
     loop,
@@ -34,14 +35,12 @@ from models.engines.vectors import (
     short_products,
 )
 
-__all__ = ["EventInputs", "GruWeights", "context_columns", "dense", "dense_gelu", "gru_features"]
+__all__ = ["EventInputs", "GruWeights", "context_columns", "gru_states", "last_events"]
 
 BLOCK = 32  # windows whose states stay in the first-level cache, beside the weights of one vector of units
 SCALED_AT_ONCE = 8  # numbers of an event; few pipelines have whole vectors of LANES
 GATES = 4  # sums of a GRU unit: reset, update, and the new gate's two parts, which are kept apart
 SCALED_LIMIT = 10.0  # standard deviations, as in the detectors
-
-Tile = Callable[..., None]  # callable in compiled code only: arrays, and where in them to begin
 
 
 class EventInputs(NamedTuple):
@@ -131,35 +130,7 @@ def _gru_tile(is_short: bool) -> Tile:
     return cast(Tile, intrinsic(tile))
 
 
-def _dense_tile(gelu: bool) -> Tile:
-    def tile(
-        _: Any, weights: Any, start: Any, inputs: Any, inputs_at: Any, width: Any, outputs: Any, outputs_at: Any,
-        first: Any, unit: Any,
-    ) -> Any:  # fmt: skip
-        """LANES outputs of a linear layer, for the GROUP windows that start at place `first` of the `…_at` arrays."""
-
-        def emit(context: Any, build: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-            vectors = Vectors(build)
-            (weights, start, inputs, inputs_at, width, outputs, outputs_at, first, unit) = pointers(
-                context, build, signature.args, values
-            )
-            windows = [build.add(first, I64(n)) for n in range(GROUP)]
-            input_rows = [row_of(build, inputs, inputs_at, window) for window in windows]
-            output_rows = [row_of(build, outputs, outputs_at, window) for window in windows]
-            packed = offset(build, weights, start)
-            sums = biases(vectors, packed, 1)
-            sums = products(vectors, sums, offset(build, packed, LANES), input_rows, width, (0,))
-            for row, value in zip(output_rows, sums, strict=True):
-                vectors.store(vectors.gelu(value) if gelu else value, offset(build, row, unit))
-            return context.get_dummy_value()
-
-        return types.void(weights, start, inputs, inputs_at, width, outputs, outputs_at, first, unit), emit
-
-    return cast(Tile, intrinsic(tile))
-
-
 _float_tile, _short_tile = _gru_tile(is_short=False), _gru_tile(is_short=True)
-_linear_tile, _gelu_tile = _dense_tile(gelu=False), _dense_tile(gelu=True)
 
 
 @cast(Callable[[Callable[..., Any]], Tile], intrinsic)
@@ -260,9 +231,21 @@ def _gather(
 
 
 @inlined
+def _start(
+    start_BH: NDArray[np.float32], state: NDArray[np.float32], short_state: NDArray[np.int16], width: int
+) -> None:
+    """Put states where the first step reads them; in int16 they are rounded as a step's own are."""
+    scale = np.float32(STATE_SCALE)
+    for b in range(len(start_BH)):
+        for unit in range(width):
+            state[b * width + unit] = start_BH[b, unit]
+            short_state[b * width + unit] = np.int16(np.rint(start_BH[b, unit] * scale))
+
+
+@inlined
 def _gru_block(
     x_BLF: NDArray[np.float32], codes_BLK: NDArray[np.int32], mask_BL: NDArray[np.bool_], events: EventInputs,
-    gru: GruWeights, event_BD: NDArray[np.float32], state: NDArray[np.float32],
+    gru: GruWeights, start_BH: NDArray[np.float32], event_BD: NDArray[np.float32], state: NDArray[np.float32],
     short_state: NDArray[np.int16], places: _Places,
 ) -> int:  # fmt: skip
     """At most BLOCK windows; the last states are at places.current. Returns 0, or -1 - b as `_gather` does."""
@@ -273,6 +256,9 @@ def _gru_block(
     for b in range(len(mask_BL)):
         places.current[b] = b * gru.width
     units = 0  # of the states that may differ from zero: none before the first event
+    if len(start_BH) > 0:
+        _start(start_BH, state, short_state, gru.width)
+        units = gru.width
     for step in range(mask_BL.shape[1]):
         active = _gather(x_BLF[:, step], codes_BLK[:, step], mask_BL[:, step], events, gru, event_BD, places)
         if active < 0:
@@ -300,16 +286,17 @@ def _gru_block(
 
 
 @compiled
-def gru_features(
+def gru_states(
     x_BLF: NDArray[np.float32], codes_BLK: NDArray[np.int32], mask_BL: NDArray[np.bool_], events: EventInputs,
-    gru: GruWeights, seen_BS: NDArray[np.float32],
+    gru: GruWeights, start_BH: NDArray[np.float32], out_BS: NDArray[np.float32],
 ) -> int:  # fmt: skip
     """Run a GRU over each window's events; a window's state does not change where it has none.
 
-    Writes the last state (H) and then the last event with all codes embedded (D) to the first columns of seen_BS.
-    Returns -1, or the first window with a code that has no row: what is written from its block on is undefined.
+    start_BH: the states before the first events; without rows they are 0. Writes the last states (H) to the first
+    columns of out_BS. Returns -1, or the first window with a code that has no row: what is written from its block on
+    is undefined.
     """
-    rows, every_code = BLOCK, np.arange(codes_BLK.shape[2])
+    rows = BLOCK
     state = np.empty(2 * BLOCK * gru.width, np.float32)
     short_state = np.empty(2 * BLOCK * gru.width, np.int16)
     event_BD = np.empty((BLOCK, x_BLF.shape[2] + len(gru.embedded_M) * events.table_NE.shape[1]), np.float32)
@@ -319,16 +306,28 @@ def gru_features(
     for begin in range(0, len(mask_BL), BLOCK):
         block = slice(begin, begin + BLOCK)
         failed = _gru_block(
-            x_BLF[block], codes_BLK[block], mask_BL[block], events, gru, event_BD, state, short_state, places
-        )
+            x_BLF[block], codes_BLK[block], mask_BL[block], events, gru, start_BH[block], event_BD, state, short_state,
+            places,
+        )  # fmt: skip
         if failed < 0:
             return begin - 1 - failed
         for b in range(begin, min(begin + BLOCK, len(mask_BL))):
-            if _unknown_code(codes_BLK[b, -1], events.rows_K):
-                return b
             first = places.current[b - begin]
-            seen_BS[b, : gru.width] = state[first : first + gru.width]
-            _write_event(seen_BS[b, gru.width :], x_BLF[b, -1], codes_BLK[b, -1], events, every_code)
+            out_BS[b, : gru.width] = state[first : first + gru.width]
+    return -1
+
+
+@compiled
+def last_events(
+    x_BLF: NDArray[np.float32], codes_BLK: NDArray[np.int32], events: EventInputs, first: int,
+    out_BS: NDArray[np.float32],
+) -> int:  # fmt: skip
+    """Write each window's last event with all codes embedded (D) from column `first` on. Returns as `gru_states`."""
+    every_code = np.arange(codes_BLK.shape[2])
+    for b in range(len(x_BLF)):
+        if _unknown_code(codes_BLK[b, -1], events.rows_K):
+            return b
+        _write_event(out_BS[b, first:], x_BLF[b, -1], codes_BLK[b, -1], events, every_code)
     return -1
 
 
@@ -341,28 +340,3 @@ def context_columns(
     first = seen_BS.shape[1] - context_BC.shape[1]
     for b in range(len(context_BC)):
         _scale(seen_BS[b, first:], context_BC[b], mean_C, inverse_C)
-
-
-@inlined
-def _rows_at(count: int, width: int) -> NDArray[np.int64]:
-    return np.minimum(np.arange(count + GROUP - 1), count - 1) * width
-
-
-@compiled
-def dense(packed: NDArray[np.float32], x_BK: NDArray[np.float32], y_BJ: NDArray[np.float32]) -> None:
-    """y = x·Wᵀ + b of a layer from `pack_dense`; J, a multiple of LANES, counts the zeros it was filled up with."""
-    (windows, inputs), outputs = x_BK.shape, y_BJ.shape[1]
-    x_at, y_at = _rows_at(windows, inputs), _rows_at(windows, outputs)
-    for first in range(0, windows, GROUP):
-        for unit in range(0, outputs, LANES):
-            _linear_tile(packed, unit * (1 + inputs), x_BK, x_at, inputs, y_BJ, y_at, first, unit)
-
-
-@compiled
-def dense_gelu(packed: NDArray[np.float32], x_BK: NDArray[np.float32], y_BJ: NDArray[np.float32]) -> None:
-    """As `dense`, followed by GELU: y/2·(1 + erf(y/√2))."""
-    (windows, inputs), outputs = x_BK.shape, y_BJ.shape[1]
-    x_at, y_at = _rows_at(windows, inputs), _rows_at(windows, outputs)
-    for first in range(0, windows, GROUP):
-        for unit in range(0, outputs, LANES):
-            _gelu_tile(packed, unit * (1 + inputs), x_BK, x_at, inputs, y_BJ, y_at, first, unit)

@@ -28,6 +28,9 @@ class NativeEngine(Engine):
     def logits(self, encoded: Encoded) -> NDArray[np.float32]:
         return self._gru.logits(encoded)
 
+    def logits_after(self, past: Encoded, last: Encoded, past_V: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._gru.logits_after(past, last, past_V)
+
 
 def build(bundle: Bundle, threads: int) -> NativeEngine:  # noqa: ARG001, the kernels use one thread
     """The engine for a bundle, whatever `threads` the setting has."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.compiled import plain
 from models.engines import kernels, packing
+from models.engines.dense import dense, dense_gelu
 from models.engines.vectors import LANES
 from models.features.encoded import Encoded, InputSpec
 from models.weights import layer_width, weight_shapes
@@ -48,6 +49,7 @@ class NativeGru:
         self._events = kernels.EventInputs(
             w["x_mean_F"], 1.0 / w["x_std_F"], w["table.weight"], np.cumsum(rows_K) - rows_K, rows_K
         )
+        self._from_zero = np.empty((0, self.width), np.float32)
         self._inverse_C = 1.0 / w["context_std_C"]
         self._gru = self._fold(embedding)
         self._layers = [packing.pack_dense(w[f"head.{n}.weight"], w[f"head.{n}.bias"]) for n in (0, 3, 5)]
@@ -59,27 +61,49 @@ class NativeGru:
         arrays of other sizes than the inputs, and for a code that has no embedding.
         """
         self._check(encoded)
+        return self._in_chunks(encoded, self._from_zero)
+
+    def logits_after(self, past: Encoded, last: Encoded, past_V: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `models.engines.base.Engine.logits_after`: each past is run through once."""
+        self._check(past)
+        self._check(last)
+        state_BH = np.zeros((len(past) + 1, self.width), np.float32)  # the last, at -1, is of no past
+        before = _before_last(past)
+        self._refuse_unknown(
+            kernels.gru_states(*self._arrays(before), self._events, self._gru, self._from_zero, state_BH)
+        )
+        return self._in_chunks(last, state_BH[past_V])
+
+    def _in_chunks(self, encoded: Encoded, start_BH: NDArray[np.float32]) -> NDArray[np.float32]:
+        """logit_B of windows whose states start as `start_BH` says, or at 0 where it has no rows."""
         logit_B = np.empty(len(encoded), np.float32)
-        x_BLF, codes_BLK = plain(encoded.x_BLF, np.float32), plain(encoded.codes_BLK, np.int32)
-        mask_BL, context_BC = plain(encoded.mask_BL, np.bool_), plain(encoded.context_BC, np.float32)
         for begin in range(0, len(encoded), CHUNK):
             part = slice(begin, begin + CHUNK)
-            count = len(logit_B[part])
-            seen_BS = np.empty((count, self._weights["head.0.weight"].shape[1]), np.float32)
-            unknown = kernels.gru_features(
-                x_BLF[part], codes_BLK[part], mask_BL[part], self._events, self._gru, seen_BS
-            )
-            if unknown >= 0:
-                sizes = ", ".join(f"{name} < {rows}" for name, rows in self.inputs.codes)
-                raise ValueError(f"window {begin + unknown}: a code has no embedding: expected 0 or more and {sizes}")
-            kernels.context_columns(context_BC[part], self._weights["context_mean_C"], self._inverse_C, seen_BS)
-            first_BH, second_BH = np.empty((count, self.width), np.float32), np.empty((count, self.width), np.float32)
-            out_BJ = np.empty((count, LANES), np.float32)
-            kernels.dense_gelu(self._layers[0], seen_BS, first_BH)
-            kernels.dense_gelu(self._layers[1], first_BH, second_BH)
-            kernels.dense(self._layers[2], second_BH, out_BJ)
-            logit_B[part] = out_BJ[:, 0]
+            logit_B[part] = self._chunk(encoded.take(part), start_BH[part], begin)
         return logit_B
+
+    def _chunk(self, encoded: Encoded, start_BH: NDArray[np.float32], begin: int) -> NDArray[np.float32]:
+        count, arrays = len(encoded), self._arrays(encoded)
+        seen_BS = np.empty((count, self._weights["head.0.weight"].shape[1]), np.float32)
+        self._refuse_unknown(kernels.gru_states(*arrays, self._events, self._gru, start_BH, seen_BS), begin)
+        self._refuse_unknown(kernels.last_events(*arrays[:2], self._events, self.width, seen_BS), begin)
+        context_BC = plain(encoded.context_BC, np.float32)
+        kernels.context_columns(context_BC, self._weights["context_mean_C"], self._inverse_C, seen_BS)
+        first_BH, second_BH = np.empty((count, self.width), np.float32), np.empty((count, self.width), np.float32)
+        out_BJ = np.empty((count, LANES), np.float32)
+        dense_gelu(self._layers[0], seen_BS, first_BH)
+        dense_gelu(self._layers[1], first_BH, second_BH)
+        dense(self._layers[2], second_BH, out_BJ)
+        return out_BJ[:, 0]
+
+    @staticmethod
+    def _arrays(encoded: Encoded) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_]]:
+        return plain(encoded.x_BLF, np.float32), plain(encoded.codes_BLK, np.int32), plain(encoded.mask_BL, np.bool_)
+
+    def _refuse_unknown(self, window: int, begin: int = 0) -> None:
+        if window >= 0:
+            sizes = ", ".join(f"{name} < {rows}" for name, rows in self.inputs.codes)
+            raise ValueError(f"window {begin + window}: a code has no embedding: expected 0 or more and {sizes}")
 
     def _fold(self, embedding: int) -> kernels.GruWeights:
         """Packs the GRU, with the embeddings of small code fields multiplied in advance."""
@@ -118,6 +142,10 @@ class NativeGru:
         for name, (actual, expected) in shapes.items():
             if actual != expected:
                 raise ValueError(f"{name} has shape {actual}: expected {expected}")
+
+
+def _before_last(encoded: Encoded) -> Encoded:
+    return Encoded(encoded.x_BLF[:, :-1], encoded.codes_BLK[:, :-1], encoded.mask_BL[:, :-1], encoded.context_BC)
 
 
 def _checked(

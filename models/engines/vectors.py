@@ -15,8 +15,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-__all__ = ["GROUP", "I64", "LANES", "Vectors", "biases", "loop", "offset", "pointers", "products", "row_of",
+__all__ = ["GROUP", "I64", "LANES", "Tile", "Vectors", "biases", "loop", "offset", "pointers", "products", "row_of",
            "short_products"]  # fmt: skip
+
+Tile = Callable[..., None]  # callable in compiled code only: arrays, and where in them to begin
 
 LANES = 16  # float32 in a vector
 GROUP = 4  # windows computed together: 4 × 4 sums, weights and inputs fit into 32 registers

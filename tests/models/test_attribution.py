@@ -57,7 +57,7 @@ def window(rows: int = 1) -> Encoded:
 
 
 def reasons_of(detector: Detector, encoded: Encoded, n: int) -> list[list[Reason]]:
-    return explain(TorchEngine(detector).logits, detector.inputs, Scaling.of(detector.weights()), encoded, n)
+    return explain(TorchEngine(detector).logits_after, detector.inputs, Scaling.of(detector.weights()), encoded, n)
 
 
 def sigmoid(logit: float) -> float:

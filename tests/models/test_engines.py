@@ -118,6 +118,21 @@ def test_the_promise_holds_at_the_size_of_a_real_model(name, tmp_path):
     assert np.abs(scores_of(engine.logits(encoded)) - expected).max() <= TOLERANCE[engine.precision]
 
 
+def test_windows_that_share_a_past_have_the_same_bits_as_by_themselves(engine, make_windows):
+    """What explanations rest on: another last event and context after the past of some window, or after none."""
+    past, other, rng = make_windows(40, seed=8), make_windows(120, seed=9), np.random.default_rng(3)
+    past_V = rng.integers(-1, 40, 120)
+    last = Encoded(other.x_BLF[:, -1:], other.codes_BLK[:, -1:], other.mask_BL[:, -1:], other.context_BC)
+    whole = past.take(np.maximum(past_V, 0))
+    for part, own in ((whole.x_BLF, last.x_BLF), (whole.codes_BLK, last.codes_BLK), (whole.mask_BL, last.mask_BL)):
+        part[:, -1:] = own
+    whole.mask_BL[past_V < 0, :-1] = False
+    expected = engine.logits(Encoded(whole.x_BLF, whole.codes_BLK, whole.mask_BL, last.context_BC))
+    assert (past_V < 0).any()
+    np.testing.assert_array_equal(engine.logits_after(past, last, past_V), expected)
+    assert engine.logits_after(past, last.take(slice(0)), past_V[:0]).shape == (0,)
+
+
 def test_what_stands_at_masked_positions_is_never_read(engine, make_windows):
     """Neither numbers, nor codes, nor NaN there reach a logit."""
     encoded = make_windows(90, seed=5)

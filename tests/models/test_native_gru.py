@@ -11,6 +11,7 @@ import torch
 from models.detectors import Detector, build_detector
 from models.detectors.base import tensors
 from models.engines import kernels, packing
+from models.engines.dense import dense_gelu
 from models.engines.native_gru import FOLDED_LIMIT, NativeGru
 from models.engines.vectors import LANES
 from models.features.encoded import Encoded, InputSpec
@@ -221,7 +222,7 @@ def test_gelu_is_exact_to_float32():
     x_B = np.concatenate([np.linspace(-9, 9, 20_001), [-1e30, -700.0, 700.0, 1e30]]).astype(np.float32)
     identity = packing.pack_dense(np.eye(LANES, dtype=np.float32), np.zeros(LANES, np.float32))
     y_BJ = np.empty((len(x_B), LANES), np.float32)
-    kernels.dense_gelu(identity, np.repeat(x_B[:, None], LANES, axis=1), y_BJ)
+    dense_gelu(identity, np.repeat(x_B[:, None], LANES, axis=1), y_BJ)
     expected_B = np.array([x / 2 * math.erfc(-x / math.sqrt(2)) for x in x_B.astype(np.float64)])
     assert (y_BJ == y_BJ[:, :1]).all()
     scale_B = np.maximum(np.abs(x_B), 1.0)
@@ -251,7 +252,12 @@ def test_gates_are_exact_to_float32():
         gru = kernels.GruWeights(LANES, packed, np.zeros(0, np.int16), np.zeros((0, 48), np.float32), none, none, none)
         seen_BS = np.empty((1, LANES + 1), np.float32)
         one = np.ones((1, 1), np.bool_)
-        kernels.gru_features(one[None].astype(np.float32), np.zeros((1, 1, 0), np.int32), one, events, gru, seen_BS)
+        x_BLF, codes_BLK, zero = (
+            one[None].astype(np.float32),
+            np.zeros((1, 1, 0), np.int32),
+            np.empty((0, LANES), np.float32),
+        )
+        kernels.gru_states(x_BLF, codes_BLK, one, events, gru, zero, seen_BS)
         actual[i, j] = seen_BS[0, 0]
     reset, update = (1 / (1 + np.exp(-s)) for s in (reset_sum, update_sum))
     expected = (1 - update) * np.tanh(new_input + reset * new_state)
