@@ -1,8 +1,9 @@
 """How large a batch may be: as large as the latency objective allows.
 
 A batch takes what waits. Under light load it lets the chunks of one fetch come together first, 2 ms at an objective of
-50, and is small. Under heavy load larger ones are cheaper an event, until the events in them take longer than the
-objective.
+50, and is small. Under heavy load what waits while the batch before is computed makes it larger, and cheaper an event;
+it must not become so large that its own computing takes longer than the objective. How long it waits for those before
+it does not count: smaller batches would only make that longer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ LARGEST = 4096  # bounds memory
 FIRST = 512
 GATHER, LONGEST_GATHER_S = 0.04, 0.02  # share of the objective that a record may wait for company, and its bound
 ENOUGH = 64  # records that need no more company
-ROOM = 0.7  # share of the objective that a batch may take from its begin to its end; the rest is for waiting
+ROOM = 0.7  # share of the objective that a batch may take; the rest is for waiting
 GROW, SHRINK = 1.25, 0.5  # at most, from one batch to the next
 
 
@@ -32,7 +33,7 @@ class BatchSize:
         self.limit = min(max(FIRST, smallest), largest)
 
     def observe(self, records: int, seconds: float) -> None:
-        """A batch of so many records took so long, from its begin until it was stored."""
+        """A batch of so many records took so long: until it was stored, from its begin or the end of the one before."""
         too_slow = seconds > self._target_s
         if records < self.limit / 2 and not (too_slow and records > self._smallest):
             return  # too small to say how long a full one takes

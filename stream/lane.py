@@ -34,7 +34,12 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 POISON_LIMIT = 16  # so many records in a row that fail alone are no bad records: something else is wrong
 DEPTH = 6  # batches on their way: one each for load, compute and store, the others wait for acknowledgements
 
-GoOn = Callable[[], None]
+
+class GoOn(Protocol):
+    """Called when the next batch may begin. full: only one that is as large as a batch may be."""
+
+    def __call__(self, *, full: bool = False) -> None: ...
+
 
 
 class GivenUp(Exception):  # noqa: N818, a turn of events more than an error
@@ -47,8 +52,9 @@ class Processor(Protocol):
     async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
         """Process and store a batch; nothing is stored when it raises.
 
-        go_on: called when the next batch may begin. Batches are stored in the order they began, and raise GivenUp
-        when one before them failed; no batch begins after a failure until `restart`.
+        go_on: what waits grows into a larger batch, which is cheaper, until this one's place in the worker is free;
+        a full batch need not wait for that. Batches are stored in the order they began, and raise GivenUp when one
+        before them failed; no batch begins after a failure until `restart`.
         """
 
     async def bury(self, chunk: Chunk, error: Exception) -> None:
@@ -58,6 +64,10 @@ class Processor(Protocol):
         """Nothing is on its way: forget what was read ahead."""
 
 
+def _alone(*, full: bool = False) -> None:
+    """Of a batch with nothing beside it."""
+
+
 class _Flight:
     """A batch on its way."""
 
@@ -65,7 +75,7 @@ class _Flight:
         self.chunks = chunks
         self.size = sum(map(len, chunks))
         self.began_s = time.monotonic()
-        self.next_may_begin = False
+        self.next_may_begin = self.full_may_begin = False
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -97,6 +107,7 @@ class Lane:
         self._pulse = asyncio.Event()
         self._stopping = False
         self._poisoned = 0
+        self._ended_s = 0.0  # when the last batch did
 
     async def put(self, chunk: Chunk) -> None:
         """Hand over a chunk; returns when there is room."""
@@ -169,7 +180,9 @@ class Lane:
             return False
         if self._held < self.size.enough and not self._gathered:
             return False
-        return not self._flights or self._flights[-1].next_may_begin or self._flights[-1].done
+        if not self._flights or self._flights[-1].next_may_begin or self._flights[-1].done:
+            return True
+        return self._flights[-1].full_may_begin and self._held >= self.size.limit
 
     def _take(self) -> list[Chunk]:
         """What waits, up to a batch; at least one record."""
@@ -188,8 +201,9 @@ class Lane:
     def _begin(self, chunks: list[Chunk]) -> None:
         flight = _Flight(chunks)
 
-        def go_on() -> None:
-            flight.next_may_begin = True
+        def go_on(*, full: bool = False) -> None:
+            flight.full_may_begin = True
+            flight.next_may_begin |= not full
             self._pulse.set()
 
         flight.task = asyncio.create_task(self.processor.process(chunks, go_on))
@@ -200,8 +214,9 @@ class Lane:
         """Forget the batches that went well."""
         while self._flights and self._flights[0].done and self._flights[0].error is None:
             flight = self._flights.popleft()
-            self.size.observe(flight.size, time.monotonic() - flight.began_s)
-            self._poisoned = 0
+            now_s = time.monotonic()
+            self.size.observe(flight.size, now_s - max(flight.began_s, self._ended_s))
+            self._ended_s, self._poisoned = now_s, 0
         self._pulse.set()
 
     async def _landed(self) -> None:
@@ -225,7 +240,7 @@ class Lane:
     async def _attempt(self, batch: list[Chunk], failed: BaseException | None = None) -> None:
         """Process a batch with nothing else on its way. failed: what it has failed with before."""
         try:
-            await self._until_back(lambda: self.processor.process(batch, lambda: None), failed)
+            await self._until_back(lambda: self.processor.process(batch, _alone), failed)
         except StateError:
             raise  # every record of this pipeline would fail: stop, and say why
         except Exception as error:

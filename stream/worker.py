@@ -141,11 +141,12 @@ class EventProcessor:
     async def _fly(self, flight: Flight, go_on: GoOn) -> None:
         """Steps 4 to 9, each in the order of the batches."""
         async with self._scoring:
-            go_on()
+            go_on(full=True)
             self._check()
             if flight.messages is None:
                 await self.blocking(self._steps_4_to_6, flight)
                 self._check()
+            go_on()
         async with self._sending:
             self._check()
             pending = await self._send(flight)
