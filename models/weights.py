@@ -42,8 +42,8 @@ def weight_shapes(architecture: str, inputs: InputSpec, hidden: int, embedding: 
         "x_mean_F": (x,), "x_std_F": (x,), "context_mean_C": (context,), "context_std_C": (context,),
         "table.weight": (max(sum(rows for _, rows in inputs.codes), 1), embedding),
     }  # fmt: skip
-    event_width = x + len(inputs.codes) * embedding
-    return shared | ARCHITECTURES[architecture](event_width, context, layer_width(hidden))
+    event, width = x + len(inputs.codes) * embedding, layer_width(hidden)
+    return shared | ARCHITECTURES[architecture](event, width) | _head(width + event + context, width)
 
 
 def read_weights(data: bytes, shapes: Shapes) -> dict[str, NDArray[np.float32]]:
@@ -76,16 +76,47 @@ class Scaling:
         return Scaling(*(weights[name] for name in ("x_mean_F", "x_std_F", "context_mean_C", "context_std_C")))
 
 
-def _gru(event: int, context: int, width: int) -> Shapes:
-    """Gates are stacked as reset, update, new. `head` alternates with activations, which have no weights."""
+def _gru(event: int, width: int) -> Shapes:
+    """Gates are stacked as reset, update, new."""
     return {
         "gru.weight_ih_l0": (3 * width, event), "gru.weight_hh_l0": (3 * width, width),
         "gru.bias_ih_l0": (3 * width,), "gru.bias_hh_l0": (3 * width,),
-        "head.0.weight": (width, width + event + context), "head.0.bias": (width,),
-        "head.3.weight": (width, width), "head.3.bias": (width,),
-        "head.5.weight": (1, width), "head.5.bias": (1,),
     }  # fmt: skip
 
 
-# from the widths of an event, of the context and of the layers to the shapes of what follows the embedding
-ARCHITECTURES: dict[str, Callable[[int, int, int], Shapes]] = {"gru": _gru}
+def _cnn(event: int, width: int) -> Shapes:
+    """Four blocks, whose convolutions see three events."""
+    shapes = _linear("first", event, width) | _norm("last", width)
+    for block in range(4):
+        name = f"blocks.{block}"
+        shapes |= _norm(f"{name}.norm", width) | _linear(f"{name}.mix", width, width)
+        shapes |= {f"{name}.convolution.weight": (width, width, 3), f"{name}.convolution.bias": (width,)}
+    return shapes
+
+
+def _transformer(event: int, width: int) -> Shapes:
+    """Two layers, twice as wide within."""
+    shapes = _linear("first", event, width) | _norm("last", width)
+    for layer in range(2):
+        name = f"layers.{layer}"
+        shapes |= _norm(f"{name}.attention_norm", width) | _norm(f"{name}.event_norm", width)
+        shapes |= _linear(f"{name}.queries_keys_values", width, 3 * width) | _linear(f"{name}.mix", width, width)
+        shapes |= _linear(f"{name}.wide", width, 2 * width) | _linear(f"{name}.narrow", 2 * width, width)
+    return shapes
+
+
+def _head(seen: int, width: int) -> Shapes:
+    """Alternates with activations, which have no weights."""
+    return _linear("head.0", seen, width) | _linear("head.3", width, width) | _linear("head.5", width, 1)
+
+
+def _linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+# of the trunk: from the widths of an event and of the layers to its shapes
+ARCHITECTURES: dict[str, Callable[[int, int], Shapes]] = {"gru": _gru, "transformer": _transformer, "cnn": _cnn}

@@ -4,6 +4,8 @@ Training makes them; the worker runs them through `models.engines`, mostly witho
 """
 
 from models.detectors.base import ARCHITECTURES, Detector, build_detector
+from models.detectors.cnn import CnnDetector
 from models.detectors.gru import GruDetector
+from models.detectors.transformer import TransformerDetector
 
-__all__ = ["ARCHITECTURES", "Detector", "GruDetector", "build_detector"]
+__all__ = ["ARCHITECTURES", "CnnDetector", "Detector", "GruDetector", "TransformerDetector", "build_detector"]

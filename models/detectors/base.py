@@ -10,7 +10,7 @@ H hidden (`width` wide), E numbers a code is embedded into, D = F + K·E numbers
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ __all__ = ["ARCHITECTURES", "Detector", "build_detector", "register", "tensors"]
 SCALED_LIMIT = 10.0  # standard deviations; one absurd amount must not drown everything else
 SMALL_STD = 1e-6  # a feature that hardly varies is only centred
 EMBEDDING_STD = 0.1
+DROPOUT = 0.1
 
 ARCHITECTURES: dict[str, type[Detector]] = {}
 
@@ -63,8 +64,12 @@ def tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class Detector(nn.Module):
-    """Interface and shared parts. A subclass implements `forward` and promises:
+    """Interface and shared parts: a trunk that reads the events, and a small head that judges the last one.
 
+    The head sees the trunk's state after the last event, that event itself and its context (horizons and profiles).
+    A subclass implements the trunk, `states`, and promises:
+
+    - the state after an event depends on that event and those before it;
     - what stands at masked positions does not matter, nor how many there are before the first event;
     - one window's logit does not depend on the other windows of the batch (up to float rounding;
       `models.engines.blocks` removes even that, as long as its layers are `width` wide: `hidden`, rounded up);
@@ -77,6 +82,7 @@ class Detector(nn.Module):
     context_mean_C: Tensor
     context_std_C: Tensor
     first_row_K: Tensor
+    head: nn.Sequential
 
     def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
         super().__init__()
@@ -96,6 +102,17 @@ class Detector(nn.Module):
             # Code 0 is "missing". Where training never saw it missing, it shall add nothing.
             self.table.weight[self.first_row_K] = 0.0
 
+    def build_head(self) -> nn.Sequential:
+        """Reads what the trunk, the last event and the context come to; a subclass makes it last, as `head`."""
+        return nn.Sequential(
+            nn.Linear(self.width + self.event_width + len(self.inputs.context), self.width),
+            nn.GELU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(self.width, self.width),
+            nn.GELU(),
+            nn.Linear(self.width, 1),
+        )
+
     @property
     def event_width(self) -> int:
         """D, the numbers that one event is turned into."""
@@ -103,6 +120,14 @@ class Detector(nn.Module):
 
     def forward(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor) -> Tensor:
         """logit_B, float32: higher is likelier fraud. Inputs as in `Encoded`; L may be below `inputs.length`."""
+        event_BLD = self.embed_events(x_BLF, codes_BLK)
+        # A masked event's numbers are cleared, so that not even NaN there could reach a state.
+        state_BLH = self.states(event_BLD.masked_fill(~mask_BL.unsqueeze(2), 0.0), mask_BL)
+        seen = torch.cat([state_BLH[:, -1], event_BLD[:, -1], self.scale_context(context_BC)], dim=1)
+        return cast(Tensor, self.head(seen).squeeze(1))
+
+    def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """state_BLH after each event; of masked positions, whose event is 0, it is anything finite."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, NDArray[np.float32]]:

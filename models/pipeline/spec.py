@@ -142,7 +142,7 @@ class Labels(_Part, frozen=True):
 class Detector(_Part, frozen=True):
     """`[detector]`: the model that reads the window."""
 
-    architecture: Literal["gru"] = "gru"
+    architecture: Literal["gru", "transformer", "cnn"] = "gru"
     hidden: Annotated[int, Meta(ge=4, le=1024)] = 64
     embedding: Annotated[int, Meta(ge=1, le=64)] = 8  # numbers a category is turned into
 

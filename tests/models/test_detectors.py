@@ -18,6 +18,13 @@ def logits(detector: Detector, encoded: Encoded) -> np.ndarray:
         return detector(*tensors(encoded)).numpy()
 
 
+def states(detector: Detector, encoded: Encoded) -> np.ndarray:
+    x_BLF, codes_BLK, mask_BL, _ = tensors(encoded)
+    with torch.inference_mode():
+        event_BLD = detector.embed_events(x_BLF, codes_BLK).masked_fill(~mask_BL.unsqueeze(2), 0.0)
+        return detector.states(event_BLD, mask_BL).numpy()
+
+
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def any_detector(request, inputs, make_windows) -> Detector:
     """Every registered architecture must pass these tests."""
@@ -44,6 +51,26 @@ def test_the_amount_of_padding_does_not_matter(any_detector, make_windows):
     cut = Encoded(short.x_BLF[:, -6:], short.codes_BLK[:, -6:], short.mask_BL[:, -6:], short.context_BC)
     assert len(short) >= 3
     np.testing.assert_allclose(logits(any_detector, cut), logits(any_detector, short), atol=1e-6)
+
+
+def test_the_future_does_not_matter(any_detector, make_windows):
+    """A state is of the events up to its own: what comes later changes it by no bit. Pre-training rests on that."""
+    encoded = make_windows(9)
+    full = encoded.take(encoded.mask_BL.all(axis=1) | (np.arange(9) < 3))
+    full.mask_BL[:] = True
+    changed = Encoded(full.x_BLF.copy(), full.codes_BLK.copy(), full.mask_BL, full.context_BC)
+    changed.x_BLF[:, 7:] += 5.0
+    changed.codes_BLK[:, 7:] = 0
+    before, after = states(any_detector, full), states(any_detector, changed)
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert (before[:, 7:] != after[:, 7:]).any(axis=2).all()
+
+
+def test_a_window_has_the_same_logit_by_itself(any_detector, make_windows):
+    """Up to rounding: to the bit it is the engines' promise."""
+    encoded = make_windows(12)
+    alone = [logits(any_detector, encoded.take(slice(n, n + 1))) for n in range(12)]
+    np.testing.assert_allclose(np.concatenate(alone), logits(any_detector, encoded), atol=2e-6)
 
 
 @pytest.mark.parametrize("position", [-1, -2, -5])

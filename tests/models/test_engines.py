@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from models.bundle import Bundle
 from models.bundle_write import write_bundle
 from models.calibration import Calibration
-from models.detectors import build_detector
+from models.detectors import ARCHITECTURES, build_detector
 from models.engines import Engine, choose, scores_of
 from models.engines.base import TOLERANCE
 from models.engines.blocks import BLOCK, block_lengths, probe_windows
@@ -24,8 +25,10 @@ from models.pipeline.load import load_pipeline, parse_pipeline
 from models.pipeline.spec import Pipeline
 from models.weights import Scaling
 
-PACKAGE = {"native": "numba", "onnxruntime": "onnxruntime", "openvino": "openvino", "openvino-bf16": "openvino",
-           "torch": "torch"}  # fmt: skip
+PACKAGE = {
+    "native": "numba", "native-int16": "numba", "onnxruntime": "onnxruntime", "openvino": "openvino",
+    "openvino-bf16": "openvino", "torch": "torch",
+}  # fmt: skip
 PLAIN = """
 [pipeline]
 name = "plain"
@@ -64,7 +67,7 @@ def large_bundle(folder: Path, spec: Pipeline, hidden: int, embedding: int) -> B
     """An untrained model of a pipeline, in the size it is meant for."""
     torch.manual_seed(3)
     inputs = Layout(spec).inputs
-    detector = build_detector("gru", inputs, hidden, embedding)
+    detector = build_detector(spec.detector.architecture, inputs, hidden, embedding)
     zeros, ones = np.zeros, np.ones
     scaling = Scaling(*(make(n, np.float32) for n in (len(inputs.x), len(inputs.context)) for make in (zeros, ones)))
     detector.fit_scaler(probe_windows(inputs, 50, inputs.length, scaling))
@@ -108,9 +111,15 @@ def test_a_window_has_the_same_bits_in_any_company(engine, make_windows):
     assert_company_changes_nothing(engine, make_windows(270, seed=4))
 
 
-def test_the_promise_holds_at_the_size_of_a_real_model(name, tmp_path):
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_the_promise_holds_at_the_size_of_a_real_model(name, architecture, tmp_path):
     """Kernels choose by size: windows of 32 payments and layers 64 wide, as they ship, are tried, too."""
-    bundle = large_bundle(tmp_path / "payments", load_pipeline("payments"), 64, 8)
+    if name.startswith("native") and architecture != "gru":
+        pytest.skip("our own kernels are the GRU's")
+    payments = load_pipeline("payments")
+    detector = msgspec.structs.replace(payments.detector, architecture=architecture)
+    spec = msgspec.structs.replace(payments, detector=detector)
+    bundle = large_bundle(tmp_path / "payments", spec, 64, 8)
     engine = choose(bundle, name).engine
     encoded = mixed(bundle, 270)
     assert_company_changes_nothing(engine, encoded)

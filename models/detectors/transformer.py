@@ -1,0 +1,77 @@
+"""The attention detector: a causal transformer that normalises before each layer (Vaswani et al., arXiv:1706.03762;
+Xiong et al., arXiv:2002.04745).
+
+Its heads prefer near events by linear biases instead of positions (ALiBi: Press et al., arXiv:2108.12409), so it does
+not matter how much padding stands before the first event.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.detectors.base import DROPOUT, Detector, register
+from models.features.encoded import InputSpec
+
+__all__ = ["TransformerDetector"]
+
+LAYERS, HEADS = 2, 4
+FEED_FORWARD = 2  # times as wide as a state
+UNSEEN = -1e4  # added to the logit of a weight that has to be 0: its exponential is
+
+
+@register("transformer")
+class TransformerDetector(Detector):
+    """Every event looks at all events before it, and at itself."""
+
+    slope_H: Tensor
+
+    def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
+        super().__init__(inputs, hidden, embedding)
+        self.first = nn.Linear(self.event_width, self.width)
+        self.layers = nn.ModuleList(_Layer(self.width) for _ in range(LAYERS))
+        self.last = nn.LayerNorm(self.width)
+        self.register_buffer("slope_H", 2.0 ** (-8.0 / HEADS * torch.arange(1.0, HEADS + 1)), persistent=False)
+        self.head = self.build_head()
+
+    def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        bias_BALM = self._bias(mask_BL)
+        state_BLH = self.first(event_BLD)
+        for layer in self.layers:
+            state_BLH = layer(state_BLH, bias_BALM)
+        return cast(Tensor, self.last(state_BLH))
+
+    def _bias(self, mask_BL: Tensor) -> Tensor:
+        """What is added to the logit of the weight of event m for event l, by head: (B, heads, L, L)."""
+        place_BL = torch.ones_like(mask_BL, dtype=torch.float32).cumsum(1)  # `arange` would fix the length of a graph
+        ago_BLM = place_BL.unsqueeze(2) - place_BL.unsqueeze(1)
+        unseen_BLM = (ago_BLM < 0) | ~mask_BL.unsqueeze(1)
+        biased_BALM = -self.slope_H.view(1, HEADS, 1, 1) * ago_BLM.unsqueeze(1)
+        return biased_BALM.masked_fill(unseen_BLM.unsqueeze(1), UNSEEN)
+
+
+class _Layer(nn.Module):
+    """Attention, then a layer for each event by itself; each adds to what there is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention_norm, self.event_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, FEED_FORWARD * width), nn.Linear(FEED_FORWARD * width, width)
+        self.dropout, self.scale = nn.Dropout(DROPOUT), (width // HEADS) ** -0.5
+
+    def forward(self, state_BLH: Tensor, bias_BALM: Tensor) -> Tensor:
+        state_BLH = state_BLH + self.dropout(self._attend(self.attention_norm(state_BLH), bias_BALM))
+        wide = functional.gelu(self.wide(self.event_norm(state_BLH)))
+        return state_BLH + cast(Tensor, self.dropout(self.narrow(wide)))
+
+    def _attend(self, normed_BLH: Tensor, bias_BALM: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.queries_keys_values(normed_BLH).chunk(3, 2)
+        )
+        logit_BALM = query @ key.transpose(2, 3) * self.scale + bias_BALM
+        seen = logit_BALM.softmax(3) @ value
+        return cast(Tensor, self.mix(seen.transpose(1, 2).flatten(2)))
