@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.harness import Report, Worker, expect, progress
 from benchmarks.options import DEFAULTS, Options
 from benchmarks.rig import CORES, Rig
-from benchmarks.throughput import TAIL, WARM_UP
+from benchmarks.throughput import OBJECTIVE_MS, TAIL, WARM_UP
 from benchmarks.workloads import uniform
 
 __all__ = ["scaling"]
@@ -47,7 +47,8 @@ def _backlog(count: int, cluster: bool, options: Options, report: Report, where:
     """Events a second of worker CPU, added up over the workers."""
     name, events = f"{where}, {count} worker{'s' * (count > 1)}", options.size(EVENTS, QUICK)
     progress(f"{name} …")
-    with Rig.ready(uniform, pin=options.pin, seed=options.seed, cluster=cluster, settings=SETTINGS) as rig:
+    settings = SETTINGS | {"latency_objective_ms": OBJECTIVE_MS}
+    with Rig.ready(uniform, pin=options.pin, seed=options.seed, cluster=cluster, settings=settings) as rig:
         with ExitStack() as stack:
             workers = [stack.enter_context(rig.worker(f"worker-{n}", _core(n, options))) for n in range(count)]
             _wait_shared(workers)

@@ -41,7 +41,6 @@ class GoOn(Protocol):
     def __call__(self, *, full: bool = False) -> None: ...
 
 
-
 class GivenUp(Exception):  # noqa: N818, a turn of events more than an error
     """A batch that was built on one that failed, or on a position that has moved; nothing of it is stored."""
 
