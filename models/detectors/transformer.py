@@ -3,6 +3,8 @@ Xiong et al., arXiv:2002.04745).
 
 Its heads prefer near events by linear biases instead of positions (ALiBi: Press et al., arXiv:2108.12409), so it does
 not matter how much padding stands before the first event.
+
+Dimension letters beside those of `base`: A heads, M the events that an event looks at.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ UNSEEN = -1e4  # added to the logit of a weight that has to be 0: its exponentia
 class TransformerDetector(Detector):
     """Every event looks at all events before it, and at itself."""
 
-    slope_H: Tensor
+    slope_A: Tensor
 
     def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
         super().__init__(inputs, hidden, embedding)
         self.first = nn.Linear(self.event_width, self.width)
         self.layers = nn.ModuleList(_Layer(self.width) for _ in range(LAYERS))
         self.last = nn.LayerNorm(self.width)
-        self.register_buffer("slope_H", 2.0 ** (-8.0 / HEADS * torch.arange(1.0, HEADS + 1)), persistent=False)
+        self.register_buffer("slope_A", 2.0 ** (-8.0 / HEADS * torch.arange(1.0, HEADS + 1)), persistent=False)
         self.head = self.build_head()
 
     def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class TransformerDetector(Detector):
         place_BL = torch.ones_like(mask_BL, dtype=torch.float32).cumsum(1)  # `arange` would fix the length of a graph
         ago_BLM = place_BL.unsqueeze(2) - place_BL.unsqueeze(1)
         unseen_BLM = (ago_BLM < 0) | ~mask_BL.unsqueeze(1)
-        biased_BALM = -self.slope_H.view(1, HEADS, 1, 1) * ago_BLM.unsqueeze(1)
+        biased_BALM = -self.slope_A.view(1, HEADS, 1, 1) * ago_BLM.unsqueeze(1)
         return biased_BALM.masked_fill(unseen_BLM.unsqueeze(1), UNSEEN)
 
 

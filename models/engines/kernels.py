@@ -235,11 +235,11 @@ def _start(
     start_BH: NDArray[np.float32], state: NDArray[np.float32], short_state: NDArray[np.int16], width: int
 ) -> None:
     """Put states where the first step reads them; in int16 they are rounded as a step's own are."""
-    scale = np.float32(STATE_SCALE)
+    scale = np.float64(STATE_SCALE)  # an exact product, so that it is rounded once, as a step does
     for b in range(len(start_BH)):
         for unit in range(width):
             state[b * width + unit] = start_BH[b, unit]
-            short_state[b * width + unit] = np.int16(np.rint(start_BH[b, unit] * scale))
+            short_state[b * width + unit] = np.int16(np.rint(np.float64(start_BH[b, unit]) * scale))
 
 
 @inlined

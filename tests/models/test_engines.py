@@ -142,6 +142,15 @@ def test_windows_that_share_a_past_have_the_same_bits_as_by_themselves(engine, m
     assert engine.logits_after(past, last.take(slice(0)), past_V[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("name", ["native", "native-int16"])
+def test_a_shared_past_is_rounded_as_a_step_rounds_it(name, tmp_path):
+    """Our kernels begin in the middle of a window: of thousands of states, none may be off by a unit of int16."""
+    bundle = large_bundle(tmp_path / "payments", load_pipeline("payments"), 64, 8)
+    engine, windows = choose(bundle, name).engine, mixed(bundle, 1500)
+    last = Encoded(windows.x_BLF[:, -1:], windows.codes_BLK[:, -1:], windows.mask_BL[:, -1:], windows.context_BC)
+    np.testing.assert_array_equal(engine.logits_after(windows, last, np.arange(1500)), engine.logits(windows))
+
+
 def test_what_stands_at_masked_positions_is_never_read(engine, make_windows):
     """Neither numbers, nor codes, nor NaN there reach a logit."""
     encoded = make_windows(90, seed=5)
