@@ -2,8 +2,8 @@
 
 A batch takes what waits. Under light load it lets the chunks of one fetch come together first, 2 ms at an objective of
 50, and is small. Under heavy load what waits while the batch before is computed makes it larger, and cheaper an event;
-it must not become so large that its own computing takes longer than the objective. How long it waits for those before
-it does not count: smaller batches would only make that longer.
+it must not become so large that it holds up the next one for longer than the objective. How long it waits for those
+before it, and works beside them, does not count: smaller batches would only make that longer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BatchSize:
         self.limit = min(max(FIRST, smallest), largest)
 
     def observe(self, records: int, seconds: float) -> None:
-        """A batch of so many records took so long: until it was stored, from its begin or the end of the one before."""
+        """A batch of so many records held up the one behind it for so long."""
         too_slow = seconds > self._target_s
         if records < self.limit / 2 and not (too_slow and records > self._smallest):
             return  # too small to say how long a full one takes

@@ -54,9 +54,10 @@ class Flight:
         return chain[0].held if chain else self.parts[tp].held
 
     def publication(self, tp: TP) -> tuple[Any, ...]:
-        """What this batch publishes of a partition: the same, while this is the same."""
+        """What this batch publishes of a partition: the same, while the position it follows, the next offset and the
+        model are."""
         part = self.parts[tp]
-        return tp, part.held, part.next_offset, self.scorer.version
+        return part.held, part.next_offset, self.scorer.version
 
 
 def overlay(flight: Flight) -> None:

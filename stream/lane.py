@@ -75,6 +75,7 @@ class _Flight:
         self.size = sum(map(len, chunks))
         self.began_s = time.monotonic()
         self.next_may_begin = self.full_may_begin = False
+        self.computed_s: float | None = None  # when the next one might begin, however small
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -106,7 +107,7 @@ class Lane:
         self._pulse = asyncio.Event()
         self._stopping = False
         self._poisoned = 0
-        self._ended_s = 0.0  # when the last batch did
+        self._ended_s = self._computed_s = 0.0  # when the last batch ended, and was computed
 
     async def put(self, chunk: Chunk) -> None:
         """Hand over a chunk; returns when there is room."""
@@ -202,7 +203,8 @@ class Lane:
 
         def go_on(*, full: bool = False) -> None:
             flight.full_may_begin = True
-            flight.next_may_begin |= not full
+            if not full and not flight.next_may_begin:
+                flight.next_may_begin, flight.computed_s = True, time.monotonic()
             self._pulse.set()
 
         flight.task = asyncio.create_task(self.processor.process(chunks, go_on))
@@ -213,10 +215,20 @@ class Lane:
         """Forget the batches that went well."""
         while self._flights and self._flights[0].done and self._flights[0].error is None:
             flight = self._flights.popleft()
-            now_s = time.monotonic()
-            self.size.observe(flight.size, now_s - max(flight.began_s, self._ended_s))
-            self._ended_s, self._poisoned = now_s, 0
+            self.size.observe(flight.size, self._own_time_s(flight))
+            self._poisoned = 0
         self._pulse.set()
+
+    def _own_time_s(self, flight: _Flight) -> float:
+        """How long a batch held up the one behind it: in computing, or at the end, whichever was longer. After a stall
+        several end at once: then the second says nothing."""
+        now_s = time.monotonic()
+        took_s = now_s - max(flight.began_s, self._ended_s)
+        self._ended_s = now_s
+        if flight.computed_s is not None:
+            took_s = max(took_s, flight.computed_s - max(flight.began_s, self._computed_s))
+            self._computed_s = flight.computed_s
+        return took_s
 
     async def _landed(self) -> None:
         """Wait for what is on its way. What fails now comes again to the next owner."""

@@ -38,7 +38,7 @@ from stream import metrics
 from stream.champion import Champion
 from stream.delivery import Admitted, Blocking, Delivery, Moved
 from stream.flight import Flight, overlay
-from stream.lane import GivenUp, GoOn
+from stream.lane import DEPTH, GivenUp, GoOn
 from stream.observe import observe_many
 from stream.publisher import Publisher
 from stream.scoring import Share, decode_batch, render
@@ -51,7 +51,7 @@ from stream.transport import Chunk
 __all__ = ["EventProcessor"]
 
 AT_ONCE = 256  # records of a batch that is scored where it was loaded: handing it over costs more than waiting
-REMEMBERED = 64  # of the publications that were acknowledged; more than can be on their way
+REMEMBERED = 2 * DEPTH  # acknowledged publications of a partition; more than can be on their way
 
 
 class EventProcessor:
@@ -76,8 +76,7 @@ class EventProcessor:
         self._scoring, self._sending = asyncio.Lock(), asyncio.Lock()
         # a load knows which batches are stored, because no store runs beside it
         self._redis = threading.Lock()
-        # what was acknowledged, by partition: the position it followed, the next offset, the model
-        self._acknowledged: deque[tuple[Any, ...]] = deque(maxlen=REMEMBERED)
+        self._acknowledged: dict[TP, deque[Any]] = {}  # what was, of each partition
 
     async def process(self, chunks: list[Chunk], go_on: GoOn) -> None:
         """One batch. Raises what made it impossible; then nothing of it is stored."""
@@ -177,6 +176,7 @@ class EventProcessor:
             position = flight.loaded.positions[part.tag]
             if position != flight.expected(tp):
                 raise Moved(tp, position)
+        # In order all the same: those before have been scored, and the lane begins none behind before `go_on`.
         if len(batch.records) <= AT_ONCE and all(earlier.messages is not None for earlier in flight.before):
             self._steps_4_to_6(flight)
 
@@ -202,7 +202,7 @@ class EventProcessor:
         assert flight.batch is not None
         assert messages is not None
         for tp, part in flight.parts.items():
-            if flight.publication(tp) in self._acknowledged:
+            if flight.publication(tp) in self._acknowledged.get(tp, ()):
                 continue
             if bad := flight.batch.bad(part):
                 records = flight.batch.records[part.records]
@@ -216,7 +216,8 @@ class EventProcessor:
     async def _acknowledgements(self, flight: Flight, pending: list[Any]) -> None:
         with self._stage("produce"):
             await self.publisher.acknowledged(pending)
-        self._acknowledged += [flight.publication(tp) for tp in flight.parts]
+        for tp in flight.parts:
+            self._acknowledged.setdefault(tp, deque(maxlen=REMEMBERED)).append(flight.publication(tp))
 
     def _write_batch(self, flight: Flight) -> list[bool]:
         """Step 8."""

@@ -24,6 +24,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_module, "LAST_BACKOFF_S", 0.005)
 
 
+COMPUTE_S = 0.02
+
+
 class Overlapping:
     """A processor that reads ahead as the worker does: what is admitted must follow what was admitted before.
 
@@ -170,3 +173,29 @@ async def _feed(lane: Running, count: int, size: int) -> None:
     for first in range(0, count, size):
         await lane.lane.put(chunk(first, min(size, count - first)))
         await asyncio.sleep(0)
+
+
+def test_a_stall_at_the_end_does_not_make_batches_look_quick() -> None:
+    """Batches that were all held up and end at once took at least as long as each took to compute."""
+    took_s: list[float] = []
+
+    class Stalled(Overlapping):
+        async def _step(self, found: list[int]) -> None:
+            if found[-1] + 1 == self.ahead and self._gate is not None and not self._gate.is_set():
+                await asyncio.sleep(COMPUTE_S)
+
+    async def test() -> None:
+        gate = asyncio.Event()
+        processor = Stalled(gate)
+        async with Running(processor) as lane:
+            size = lane.lane.size
+            size.observe = lambda _, seconds: took_s.append(seconds)  # type: ignore[method-assign]
+            for number in range(4):
+                await lane.lane.put(chunk(number * size.limit, size.limit))
+            await until(lambda: len(processor.on_their_way) == 4)
+            await asyncio.sleep(2 * COMPUTE_S)
+            gate.set()
+            await until(lambda: len(took_s) == 4)
+
+    run(test())
+    assert min(took_s) >= 0.9 * COMPUTE_S
