@@ -20,6 +20,9 @@ __all__ = ["ARCHITECTURES", "Scaling", "Weights", "layer_width", "read_weights",
 Weights = Mapping[str, NDArray[np.float32]]
 Shapes = dict[str, tuple[int, ...]]
 
+CNN_KERNEL = 3  # events that a convolution sees
+CNN_DILATIONS = (1, 2, 4, 8)  # events between them, block by block; a state knows 31 events, with its own
+TRANSFORMER_LAYERS, FEED_FORWARD = 2, 2  # the second: times as wide within a layer
 WIDTH_STEP = 16  # below 12 columns, MKL's kernels round a row by where it stands in its block
 
 
@@ -85,23 +88,22 @@ def _gru(event: int, width: int) -> Shapes:
 
 
 def _cnn(event: int, width: int) -> Shapes:
-    """Four blocks, whose convolutions see three events."""
     shapes = _linear("first", event, width) | _norm("last", width)
-    for block in range(4):
+    for block in range(len(CNN_DILATIONS)):
         name = f"blocks.{block}"
         shapes |= _norm(f"{name}.norm", width) | _linear(f"{name}.mix", width, width)
-        shapes |= {f"{name}.convolution.weight": (width, width, 3), f"{name}.convolution.bias": (width,)}
+        shapes |= {f"{name}.convolution.weight": (width, width, CNN_KERNEL), f"{name}.convolution.bias": (width,)}
     return shapes
 
 
 def _transformer(event: int, width: int) -> Shapes:
-    """Two layers, twice as wide within."""
     shapes = _linear("first", event, width) | _norm("last", width)
-    for layer in range(2):
+    for layer in range(TRANSFORMER_LAYERS):
         name = f"layers.{layer}"
         shapes |= _norm(f"{name}.attention_norm", width) | _norm(f"{name}.event_norm", width)
         shapes |= _linear(f"{name}.queries_keys_values", width, 3 * width) | _linear(f"{name}.mix", width, width)
-        shapes |= _linear(f"{name}.wide", width, 2 * width) | _linear(f"{name}.narrow", 2 * width, width)
+        wide = FEED_FORWARD * width
+        shapes |= _linear(f"{name}.wide", width, wide) | _linear(f"{name}.narrow", wide, width)
     return shapes
 
 

@@ -10,11 +10,9 @@ from torch.nn import functional
 
 from models.detectors.base import DROPOUT, Detector, register
 from models.features.encoded import InputSpec
+from models.weights import CNN_DILATIONS, CNN_KERNEL
 
 __all__ = ["CnnDetector"]
-
-KERNEL = 3  # events that a convolution sees
-DILATIONS = (1, 2, 4, 8)  # events between them; after all blocks a state knows 31 events, with its own
 
 
 @register("cnn")
@@ -24,7 +22,7 @@ class CnnDetector(Detector):
     def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
         super().__init__(inputs, hidden, embedding)
         self.first = nn.Linear(self.event_width, self.width)
-        self.blocks = nn.ModuleList(_Block(self.width, dilation) for dilation in DILATIONS)
+        self.blocks = nn.ModuleList(_Block(self.width, dilation) for dilation in CNN_DILATIONS)
         self.last = nn.LayerNorm(self.width)
         self.head = self.build_head()
 
@@ -42,9 +40,9 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.before = (KERNEL - 1) * dilation
+        self.before = (CNN_KERNEL - 1) * dilation
         self.norm = nn.LayerNorm(width)
-        self.convolution = nn.Conv1d(width, width, KERNEL, dilation=dilation)
+        self.convolution = nn.Conv1d(width, width, CNN_KERNEL, dilation=dilation)
         self.mix = nn.Linear(width, width)
         self.dropout = nn.Dropout(DROPOUT)
 

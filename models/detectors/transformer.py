@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from models.detectors.base import DROPOUT, Detector, register
 from models.features.encoded import InputSpec
+from models.weights import FEED_FORWARD, TRANSFORMER_LAYERS
 
 __all__ = ["TransformerDetector"]
 
-LAYERS, HEADS = 2, 4
-FEED_FORWARD = 2  # times as wide as a state
+HEADS = 4
 UNSEEN = -1e4  # added to the logit of a weight that has to be 0: its exponential is
 
 
@@ -34,7 +34,7 @@ class TransformerDetector(Detector):
     def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
         super().__init__(inputs, hidden, embedding)
         self.first = nn.Linear(self.event_width, self.width)
-        self.layers = nn.ModuleList(_Layer(self.width) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(_Layer(self.width) for _ in range(TRANSFORMER_LAYERS))
         self.last = nn.LayerNorm(self.width)
         self.register_buffer("slope_A", 2.0 ** (-8.0 / HEADS * torch.arange(1.0, HEADS + 1)), persistent=False)
         self.head = self.build_head()
