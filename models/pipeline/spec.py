@@ -117,6 +117,10 @@ class Profile(_Part, frozen=True):
     # An event sees what reached the profile at least this long before it. It hides differences in progress
     # between partitions and labels, so replay and live agree: shorter is fresher, longer tolerates more skew.
     delay: Duration = "1h"
+    # So many verdicts, the newest that have arrived, are read one by one by the detector, beside the counts: when each
+    # came, whether it was fraud, and how the amount compared. Each costs memory in Redis and time in scoring.
+    verdicts: Annotated[int, Meta(ge=0, le=64)] = 0
+    compare: Name | None = None  # the profile whose usual amount they are compared with; this one when left out
 
     @property
     def half_lives_ms(self) -> list[int]:
