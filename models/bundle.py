@@ -130,7 +130,7 @@ def load_bundle(folder: Path, pipeline: Pipeline) -> Bundle:
 def check_inputs(inputs: InputSpec, pipeline: Pipeline) -> None:
     """Raises BundleError, reason `digest`, for a detector with other inputs than the pipeline's."""
     expected = Layout(pipeline).inputs
-    for what in ("length", "x", "codes", "context"):
+    for what in ("length", "x", "codes", "context", "verdicts", "verdict_length"):
         if getattr(inputs, what) != getattr(expected, what):
             raise BundleError(
                 "digest",
@@ -183,6 +183,7 @@ def _golden(info: BundleInfo, data: bytes) -> Golden:
             "x_BLF": ("float32", (rows, inputs.length, len(inputs.x))),
             "codes_BLK": ("int32", (rows, inputs.length, len(inputs.codes))),
             "mask_BL": ("bool", (rows, inputs.length)), "context_BC": ("float32", (rows, len(inputs.context))),
+            "verdicts_BJSG": ("float32", (rows, *inputs.verdict_shape)),
             "score_B": ("float32", (rows,)), "probability_B": ("float32", (rows,)),
         }  # fmt: skip
         for name, wanted in expected.items():
@@ -190,7 +191,7 @@ def _golden(info: BundleInfo, data: bytes) -> Golden:
                 raise BundleError("golden", f"{GOLDEN}: {name} is {found}: expected {wanted}")
     except (SafetensorError, KeyError) as error:
         raise BundleError("golden", f"{GOLDEN}: {error}") from error
-    encoded = Encoded(*(case[name] for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC")))
+    encoded = Encoded(*(case[name] for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC", "verdicts_BJSG")))
     sizes = np.array([size for _, size in inputs.codes], np.int32)
     known = ((encoded.codes_BLK >= 0) & (encoded.codes_BLK < sizes)).all()
     if rows == 0 or not encoded.mask_BL[:, -1].all() or not known:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.bundle import BundleInfo
+    from models.features.encoded import InputSpec
 
 __all__ = ["card"]
 
@@ -22,7 +23,7 @@ def card(info: BundleInfo) -> str:
         f"- made: {info.created_at}",
         f"- fits pipeline digest: `{info.digest}`",
         f"- inputs: {len(inputs.x)} numbers and {len(inputs.codes)} categories an event, "
-        f"{len(inputs.context)} context features",
+        f"{len(inputs.context)} context features{_verdicts(inputs)}",
         f"- alerts from a score of {info.threshold:.6g}; probabilities come from a curve of "
         f"{len(info.calibration.scores)} knots",
         "",
@@ -37,6 +38,12 @@ def card(info: BundleInfo) -> str:
         "far as the past resembles the future. An alert is a reason to look, not a verdict on a person.",
         "",
     ])  # fmt: skip
+
+
+def _verdicts(inputs: InputSpec) -> str:
+    if not inputs.verdicts:
+        return ""
+    return f", the last {inputs.verdict_length} verdicts on {' and '.join(inputs.verdicts)}"
 
 
 def _table(values: dict[str, Any]) -> list[str]:

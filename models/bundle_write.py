@@ -92,7 +92,8 @@ def _golden(detector: Detector, calibration: Calibration, golden: Encoded) -> by
     score_B = scores_of(TorchEngine(detector).logits(golden))
     arrays = {
         "x_BLF": golden.x_BLF, "codes_BLK": golden.codes_BLK, "mask_BL": golden.mask_BL,
-        "context_BC": golden.context_BC, "score_B": score_B, "probability_B": calibration.apply(score_B),
+        "context_BC": golden.context_BC, "verdicts_BJSG": golden.verdicts_BJSG,
+        "score_B": score_B, "probability_B": calibration.apply(score_B),
     }  # fmt: skip
     return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 

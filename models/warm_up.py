@@ -33,6 +33,7 @@ def warm_up_engines(codec: Codec) -> None:
         np.zeros((1, inputs.length, len(inputs.codes)), np.int32),
         np.ones((1, inputs.length), np.bool_),
         np.zeros((1, len(inputs.context)), np.float32),
+        np.ones((1, *inputs.verdict_shape), np.float32),
     )
     for short in (False, True):
         NativeGru(weights, inputs, hidden=16, embedding=1, short=short).logits(window)

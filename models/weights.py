@@ -6,7 +6,7 @@ The names are those of the torch modules in `models.detectors`, which a test com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import safetensors.numpy
@@ -15,20 +15,40 @@ from safetensors import SafetensorError
 
 from models.features.encoded import InputSpec
 
-__all__ = ["ARCHITECTURES", "Scaling", "Weights", "layer_width", "read_weights", "weight_shapes"]
+__all__ = [
+    "ARCHITECTURES", "Scaling", "Weights", "cnn_dilations", "layer_width", "read_weights", "verdict_width",
+    "weight_shapes",
+]  # fmt: skip
 
 Weights = Mapping[str, NDArray[np.float32]]
 Shapes = dict[str, tuple[int, ...]]
 
 CNN_KERNEL = 3  # events that a convolution sees
-CNN_DILATIONS = (1, 2, 4, 8)  # events between them, block by block; a state knows 31 events, with its own
 TRANSFORMER_LAYERS, FEED_FORWARD = 2, 2  # the second: times as wide within a layer
 WIDTH_STEP = 16  # below 12 columns, MKL's kernels round a row by where it stands in its block
+WIDEST_VERDICTS = 32  # a verdict is a handful of numbers, and each costs a step
 
 
 def layer_width(hidden: int) -> int:
     """How wide the layers are that a pipeline wants `hidden` wide."""
     return -(-hidden // WIDTH_STEP) * WIDTH_STEP
+
+
+def verdict_width(hidden: int) -> int:
+    """V, how wide the layers are that read a profile's verdicts: as wide as the others up to WIDEST_VERDICTS."""
+    return min(layer_width(hidden), WIDEST_VERDICTS)
+
+
+def cnn_dilations(length: int) -> tuple[int, ...]:
+    """Places between those that a convolution sees, block by block: doubled until a state knows `length` places.
+
+    >>> cnn_dilations(20), cnn_dilations(32)
+    ((1, 2, 4, 8), (1, 2, 4, 8, 16))
+    """
+    dilations = [1]
+    while 1 + (CNN_KERNEL - 1) * sum(dilations) < length:
+        dilations.append(2 * dilations[-1])
+    return tuple(dilations)
 
 
 def weight_shapes(architecture: str, inputs: InputSpec, hidden: int, embedding: int) -> Shapes:
@@ -40,13 +60,18 @@ def weight_shapes(architecture: str, inputs: InputSpec, hidden: int, embedding: 
         raise ValueError(f"architecture = {architecture!r}: expected one of {', '.join(sorted(ARCHITECTURES))}")
     if hidden < 1 or embedding < 1:
         raise ValueError(f"hidden = {hidden}, embedding = {embedding}: expected at least 1")
-    x, context = len(inputs.x), len(inputs.context)
+    x, context, trunk = len(inputs.x), len(inputs.context), ARCHITECTURES[architecture]
+    profiles, verdicts, features = inputs.verdict_shape
     shared: Shapes = {
         "x_mean_F": (x,), "x_std_F": (x,), "context_mean_C": (context,), "context_std_C": (context,),
+        "verdict_mean_JG": (profiles, features), "verdict_std_JG": (profiles, features),
         "table.weight": (max(sum(rows for _, rows in inputs.codes), 1), embedding),
     }  # fmt: skip
-    event, width = x + len(inputs.codes) * embedding, layer_width(hidden)
-    return shared | ARCHITECTURES[architecture](event, width) | _head(width + event + context, width)
+    event, width, narrow = x + len(inputs.codes) * embedding, layer_width(hidden), verdict_width(hidden)
+    shared |= _named("trunk", trunk(event, width, inputs.length))
+    for j in range(profiles):
+        shared |= _named(f"verdict_trunks.{j}", trunk(features, narrow, verdicts))
+    return shared | _head(width + profiles * narrow + event + context, width)
 
 
 def read_weights(data: bytes, shapes: Shapes) -> dict[str, NDArray[np.float32]]:
@@ -73,13 +98,15 @@ class Scaling:
     x_std_F: NDArray[np.float32]
     context_mean_C: NDArray[np.float32]
     context_std_C: NDArray[np.float32]
+    verdict_mean_JG: NDArray[np.float32]
+    verdict_std_JG: NDArray[np.float32]
 
     @staticmethod
     def of(weights: Weights) -> Scaling:
-        return Scaling(*(weights[name] for name in ("x_mean_F", "x_std_F", "context_mean_C", "context_std_C")))
+        return Scaling(**{field.name: weights[field.name] for field in fields(Scaling)})
 
 
-def _gru(event: int, width: int) -> Shapes:
+def _gru(event: int, width: int, _: int) -> Shapes:
     """Gates are stacked as reset, update, new."""
     return {
         "gru.weight_ih_l0": (3 * width, event), "gru.weight_hh_l0": (3 * width, width),
@@ -87,16 +114,16 @@ def _gru(event: int, width: int) -> Shapes:
     }  # fmt: skip
 
 
-def _cnn(event: int, width: int) -> Shapes:
+def _cnn(event: int, width: int, length: int) -> Shapes:
     shapes = _linear("first", event, width) | _norm("last", width)
-    for block in range(len(CNN_DILATIONS)):
+    for block in range(len(cnn_dilations(length))):
         name = f"blocks.{block}"
         shapes |= _norm(f"{name}.norm", width) | _linear(f"{name}.mix", width, width)
         shapes |= {f"{name}.convolution.weight": (width, width, CNN_KERNEL), f"{name}.convolution.bias": (width,)}
     return shapes
 
 
-def _transformer(event: int, width: int) -> Shapes:
+def _transformer(event: int, width: int, _: int) -> Shapes:
     shapes = _linear("first", event, width) | _norm("last", width)
     for layer in range(TRANSFORMER_LAYERS):
         name = f"layers.{layer}"
@@ -112,6 +139,10 @@ def _head(seen: int, width: int) -> Shapes:
     return _linear("head.0", seen, width) | _linear("head.3", width, width) | _linear("head.5", width, 1)
 
 
+def _named(part: str, shapes: Shapes) -> Shapes:
+    return {f"{part}.{name}": shape for name, shape in shapes.items()}
+
+
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
@@ -120,5 +151,5 @@ def _norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-# of the trunk: from the widths of an event and of the layers to its shapes
-ARCHITECTURES: dict[str, Callable[[int, int], Shapes]] = {"gru": _gru, "transformer": _transformer, "cnn": _cnn}
+# of a trunk: from the width of an event, that of the layers, and the length of the longest sequence to its shapes
+ARCHITECTURES: dict[str, Callable[[int, int, int], Shapes]] = {"gru": _gru, "transformer": _transformer, "cnn": _cnn}

@@ -1,46 +1,32 @@
-"""What every detector has in common: its inputs, their scaling, the embedding of codes, and the interface.
+"""A detector around the trunks of an architecture: its inputs, their scaling, the embedding of codes, and the head.
 
 A detector is a pure function of encoded windows (`models.features.encoded`). It keeps nothing between calls
 and knows neither thresholds nor calibration.
 
 Dimension letters: B windows, L events in a window, F numeric features, K codes, C context features,
-H hidden (`width` wide), E numbers a code is embedded into, D = F + K·E numbers an event is turned into.
+H hidden (`width` wide), E numbers a code is embedded into, D = F + K·E numbers an event is turned into;
+J profiles with verdicts, S verdicts of each, G features of a verdict, V what they are summed up in (`verdict_width`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, TypeVar, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.features.encoded import Encoded, InputSpec
-from models.weights import layer_width
+from models.detectors.trunk import ARCHITECTURES, DROPOUT
+from models.features.encoded import VERDICT_FEATURES, Encoded, InputSpec
+from models.weights import layer_width, verdict_width
 
-__all__ = ["ARCHITECTURES", "Detector", "build_detector", "register", "tensors"]
+__all__ = ["Detector", "build_detector", "tensors"]
 
 SCALED_LIMIT = 10.0  # standard deviations; one absurd amount must not drown everything else
 SMALL_STD = 1e-6  # a feature that hardly varies is only centred
 EMBEDDING_STD = 0.1
-DROPOUT = 0.1
-
-ARCHITECTURES: dict[str, type[Detector]] = {}
-
-AnyDetector = TypeVar("AnyDetector", bound="type[Detector]")
-
-
-def register(name: str) -> Callable[[AnyDetector], AnyDetector]:
-    """Class decorator: makes an architecture known to `build_detector` under this name."""
-
-    def add(kind: AnyDetector) -> AnyDetector:
-        kind.architecture = name
-        ARCHITECTURES[name] = kind
-        return kind
-
-    return add
+PRESENT = VERDICT_FEATURES.index("present")
 
 
 def build_detector(architecture: str, inputs: InputSpec, hidden: int, embedding: int) -> Detector:
@@ -48,50 +34,49 @@ def build_detector(architecture: str, inputs: InputSpec, hidden: int, embedding:
 
     Raises ValueError for an architecture nobody registered.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture = {architecture!r}: expected one of {', '.join(sorted(ARCHITECTURES))}")
-    return ARCHITECTURES[architecture](inputs, hidden, embedding)
+    return Detector(architecture, inputs, hidden, embedding)
 
 
-def tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four arguments of a detector: x_BLF, codes_BLK, mask_BL, context_BC; they share numpy's memory."""
+def tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The arguments of a detector: x_BLF, codes_BLK, mask_BL, context_BC, verdicts_BJSG; they share numpy's memory."""
     return (
         torch.from_numpy(np.ascontiguousarray(encoded.x_BLF)),
         torch.from_numpy(np.ascontiguousarray(encoded.codes_BLK)),
         torch.from_numpy(np.ascontiguousarray(encoded.mask_BL)),
         torch.from_numpy(np.ascontiguousarray(encoded.context_BC)),
+        torch.from_numpy(np.ascontiguousarray(encoded.verdicts_BJSG)),
     )
 
 
 class Detector(nn.Module):
-    """Interface and shared parts: a trunk that reads the events, and a small head that judges the last one.
+    """A trunk that reads the events, one for each profile's verdicts, and a small head that judges the last event.
 
-    The head sees the trunk's state after the last event, that event itself and its context (horizons and profiles).
-    A subclass implements the trunk, `states`, and promises:
-
-    - the state after an event depends on that event and those before it;
-    - what stands at masked positions does not matter, nor how many there are before the first event;
-    - one window's logit does not depend on the other windows of the batch (up to float rounding;
-      `models.engines.blocks` removes even that, as long as its layers are `width` wide: `hidden`, rounded up);
-    - in eval mode the same input gives the same output, bit for bit.
+    The head sees the trunk's state after the last event, the state after the newest verdict of each profile (0 without
+    any verdict), the last event itself and its context (horizons and profiles). What stands at masked events and at
+    absent verdicts does not matter, not even NaN. The rest is what `Trunk` promises.
     """
 
-    architecture: ClassVar[str]
     x_mean_F: Tensor
     x_std_F: Tensor
     context_mean_C: Tensor
     context_std_C: Tensor
+    verdict_mean_JG: Tensor
+    verdict_std_JG: Tensor
     first_row_K: Tensor
-    head: nn.Sequential
 
-    def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
+    def __init__(self, architecture: str, inputs: InputSpec, hidden: int, embedding: int) -> None:
         super().__init__()
-        self.inputs, self.hidden, self.embedding = inputs, hidden, embedding
-        self.width = layer_width(hidden)
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture = {architecture!r}: expected one of {', '.join(sorted(ARCHITECTURES))}")
+        self.architecture, self.inputs, self.hidden, self.embedding = architecture, inputs, hidden, embedding
+        self.width, self.verdict_width = layer_width(hidden), verdict_width(hidden)
+        profiles, verdicts, features = inputs.verdict_shape
         self.register_buffer("x_mean_F", torch.zeros(len(inputs.x)))
         self.register_buffer("x_std_F", torch.ones(len(inputs.x)))
         self.register_buffer("context_mean_C", torch.zeros(len(inputs.context)))
         self.register_buffer("context_std_C", torch.ones(len(inputs.context)))
+        self.register_buffer("verdict_mean_JG", torch.zeros(profiles, features))
+        self.register_buffer("verdict_std_JG", torch.ones(profiles, features))
         # One table for all codes: a single gather instead of one per field.
         rows = [size for _, size in inputs.codes]
         first = np.cumsum([0, *rows[:-1]]) if rows else np.zeros(0)
@@ -101,11 +86,12 @@ class Detector(nn.Module):
             nn.init.normal_(self.table.weight, std=EMBEDDING_STD)
             # Code 0 is "missing". Where training never saw it missing, it shall add nothing.
             self.table.weight[self.first_row_K] = 0.0
-
-    def build_head(self) -> nn.Sequential:
-        """Reads what the trunk, the last event and the context come to; a subclass makes it last, as `head`."""
-        return nn.Sequential(
-            nn.Linear(self.width + self.event_width + len(self.inputs.context), self.width),
+        trunk = ARCHITECTURES[architecture]
+        self.trunk = trunk(self.event_width, self.width, inputs.length)
+        self.verdict_trunks = nn.ModuleList(trunk(features, self.verdict_width, verdicts) for _ in range(profiles))
+        seen = self.width + profiles * self.verdict_width + self.event_width + len(inputs.context)
+        self.head = nn.Sequential(
+            nn.Linear(seen, self.width),
             nn.GELU(),
             nn.Dropout(DROPOUT),
             nn.Linear(self.width, self.width),
@@ -118,17 +104,27 @@ class Detector(nn.Module):
         """D, the numbers that one event is turned into."""
         return len(self.inputs.x) + len(self.inputs.codes) * self.embedding
 
-    def forward(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor) -> Tensor:
+    def forward(
+        self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor, verdicts_BJSG: Tensor
+    ) -> Tensor:
         """logit_B, float32: higher is likelier fraud. Inputs as in `Encoded`; L may be below `inputs.length`."""
         event_BLD = self.embed_events(x_BLF, codes_BLK)
         # A masked event's numbers are cleared, so that not even NaN there could reach a state.
-        state_BLH = self.states(event_BLD.masked_fill(~mask_BL.unsqueeze(2), 0.0), mask_BL)
-        seen = torch.cat([state_BLH[:, -1], event_BLD[:, -1], self.scale_context(context_BC)], dim=1)
+        state_BLH = self.trunk.states(event_BLD.masked_fill(~mask_BL.unsqueeze(2), 0.0), mask_BL)
+        summaries = self.sum_up(verdicts_BJSG)
+        seen = torch.cat([state_BLH[:, -1], *summaries, event_BLD[:, -1], self.scale_context(context_BC)], dim=1)
         return cast(Tensor, self.head(seen).squeeze(1))
 
-    def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """state_BLH after each event; of masked positions, whose event is 0, it is anything finite."""
-        raise NotImplementedError
+    def sum_up(self, verdicts_BJSG: Tensor) -> list[Tensor]:
+        """For each profile the state after its newest verdict, (B, V); 0 where no verdict has arrived."""
+        if not self.verdict_trunks:
+            return []
+        event_BJSG, there_BJS = self.embed_verdicts(verdicts_BJSG)
+        summaries = []
+        for j, trunk in enumerate(self.verdict_trunks):
+            state_BSV = trunk.states(event_BJSG[:, j], there_BJS[:, j])
+            summaries.append(state_BSV[:, -1].masked_fill(~there_BJS[:, j].any(1, keepdim=True), 0.0))
+        return summaries
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Copies of all weights and the scaler, by the names of `models.weights`."""
@@ -136,7 +132,9 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def fit_scaler(self, encoded: Encoded) -> None:
-        """Set mean and standard deviation of every numeric input from these windows; padding is ignored.
+        """Set mean and standard deviation of every numeric input from these windows.
+
+        Padding and absent verdicts are ignored; the numbers of a profile without any verdict are left unscaled.
 
         Raises ValueError for no windows, and for a value that is not finite.
         """
@@ -144,12 +142,28 @@ class Detector(nn.Module):
             raise ValueError("fit_scaler: 0 windows: expected at least one")
         _set(self.x_mean_F, self.x_std_F, encoded.x_BLF[encoded.mask_BL], self.inputs.x)
         _set(self.context_mean_C, self.context_std_C, encoded.context_BC, self.inputs.context)
+        self.verdict_mean_JG.zero_()
+        self.verdict_std_JG.fill_(1.0)
+        for j, profile in enumerate(self.inputs.verdicts):
+            verdict_BSG = encoded.verdicts_BJSG[:, j]
+            present_NG = verdict_BSG[verdict_BSG[..., PRESENT] > 0]
+            if len(present_NG) > 0:
+                names = tuple(f"{profile}.verdicts.{feature}" for feature in VERDICT_FEATURES)
+                _set(self.verdict_mean_JG[j], self.verdict_std_JG[j], present_NG, names)
+        self.verdict_mean_JG[:, PRESENT], self.verdict_std_JG[:, PRESENT] = 0.0, 1.0
 
     def embed_events(self, x_BLF: Tensor, codes_BLK: Tensor) -> Tensor:
         """event_BLD: scaled numbers beside embedded codes, of every position."""
         scaled_BLF = ((x_BLF - self.x_mean_F) / self.x_std_F).clamp(-SCALED_LIMIT, SCALED_LIMIT)
         embedded_BLKE = self.table(codes_BLK.long() + self.first_row_K)
         return torch.cat([scaled_BLF, embedded_BLKE.flatten(2)], dim=2)
+
+    def embed_verdicts(self, verdicts_BJSG: Tensor) -> tuple[Tensor, Tensor]:
+        """event_BJSG, scaled, 0 where no verdict is; there_BJS: where one is."""
+        there_BJS = verdicts_BJSG[..., PRESENT] > 0
+        mean_J1G, std_J1G = self.verdict_mean_JG.unsqueeze(1), self.verdict_std_JG.unsqueeze(1)
+        scaled_BJSG = ((verdicts_BJSG - mean_J1G) / std_J1G).clamp(-SCALED_LIMIT, SCALED_LIMIT)
+        return scaled_BJSG.masked_fill(~there_BJS.unsqueeze(3), 0.0), there_BJS
 
     def scale_context(self, context_BC: Tensor) -> Tensor:
         scaled_BC = (context_BC - self.context_mean_C) / self.context_std_C

@@ -1,4 +1,4 @@
-"""The convolutional detector: causal dilated convolutions, after the temporal convolutional network of Bai, Kolter and
+"""The convolutional trunk: causal dilated convolutions, after the temporal convolutional network of Bai, Kolter and
 Koltun (arXiv:1803.01271), with layer normalisation."""
 
 from __future__ import annotations
@@ -8,23 +8,21 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.detectors.base import DROPOUT, Detector, register
-from models.features.encoded import InputSpec
-from models.weights import CNN_DILATIONS, CNN_KERNEL
+from models.detectors.trunk import DROPOUT, Trunk, register
+from models.weights import CNN_KERNEL, cnn_dilations
 
-__all__ = ["CnnDetector"]
+__all__ = ["CnnTrunk"]
 
 
 @register("cnn")
-class CnnDetector(Detector):
-    """Blocks that each look twice as far back as the one before."""
+class CnnTrunk(Trunk):
+    """Blocks that each look twice as far back as the one before, as many as the longest sequence needs."""
 
-    def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
-        super().__init__(inputs, hidden, embedding)
-        self.first = nn.Linear(self.event_width, self.width)
-        self.blocks = nn.ModuleList(_Block(self.width, dilation) for dilation in CNN_DILATIONS)
-        self.last = nn.LayerNorm(self.width)
-        self.head = self.build_head()
+    def __init__(self, inputs_width: int, width: int, length: int) -> None:
+        super().__init__(inputs_width, width, length)
+        self.first = nn.Linear(inputs_width, width)
+        self.blocks = nn.ModuleList(_Block(width, dilation) for dilation in cnn_dilations(length))
+        self.last = nn.LayerNorm(width)
 
     def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         there_BL1 = mask_BL.unsqueeze(2).to(event_BLD.dtype)

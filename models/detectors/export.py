@@ -1,6 +1,7 @@
 """A detector as an ONNX graph, for engines that know nothing of torch.
 
-Batch and length are free, so one graph serves every shape. Needs the `onnx` package, which the `training` extra has.
+Batch and window length are free, so one graph serves every shape. Needs the `onnx` package, which the `training` extra
+has.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ __all__ = ["to_onnx"]
 
 OPSET = 17
 EXAMPLE_ROWS, EXAMPLE_LENGTH = 2, 3  # of the windows that are traced
-FREE = {"x_BLF": {0: "B", 1: "L"}, "codes_BLK": {0: "B", 1: "L"}, "mask_BL": {0: "B", 1: "L"}, "context_BC": {0: "B"}}
+FREE = {
+    "x_BLF": {0: "B", 1: "L"}, "codes_BLK": {0: "B", 1: "L"}, "mask_BL": {0: "B", 1: "L"}, "context_BC": {0: "B"},
+    "verdicts_BJSG": {0: "B"},
+}  # fmt: skip
 
 
 def to_onnx(detector: Detector) -> bytes:
-    """The graph: inputs x_BLF, codes_BLK, mask_BL, context_BC as in `Encoded`, output logit_B.
+    """The graph: inputs x_BLF, codes_BLK, mask_BL, context_BC, verdicts_BJSG as in `Encoded`, output logit_B.
 
     The detector must be in eval mode. An input that no logit depends on is left out of the graph.
     """
@@ -46,5 +50,6 @@ def _example(inputs: InputSpec) -> Encoded:
     arrays = (
         torch.zeros(rows, length, len(inputs.x)), torch.zeros(rows, length, len(inputs.codes), dtype=torch.int32),
         torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows, len(inputs.context)),
+        torch.zeros(rows, *inputs.verdict_shape),
     )  # fmt: skip
     return Encoded(*(array.numpy() for array in arrays))

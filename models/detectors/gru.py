@@ -1,14 +1,13 @@
-"""The recurrent detector: one GRU over the window (Cho et al., EMNLP 2014, arXiv:1406.1078)."""
+"""The recurrent trunk: one GRU over the sequence (Cho et al., EMNLP 2014, arXiv:1406.1078)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from models.detectors.base import Detector, register
-from models.features.encoded import InputSpec
+from models.detectors.trunk import Trunk, register
 
-__all__ = ["GruDetector"]
+__all__ = ["GruTrunk"]
 
 # Added to the update gate where there is no event: sigmoid gives exactly 1, so the state stays exactly what
 # it was, zero. The fused kernel then does the masking, at no cost and without packing.
@@ -16,20 +15,18 @@ KEEP_STATE = 1e4
 
 
 @register("gru")
-class GruDetector(Detector):
+class GruTrunk(Trunk):
     """A state that each event updates; the cheapest of the three to run, and the only one with kernels of our own."""
 
     keep_gate: Tensor
 
-    def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
-        super().__init__(inputs, hidden, embedding)
-        width = self.width
-        self.gru = nn.GRU(self.event_width, width, batch_first=True)
+    def __init__(self, inputs_width: int, width: int, length: int) -> None:
+        super().__init__(inputs_width, width, length)
+        self.gru = nn.GRU(inputs_width, width, batch_first=True)
         # Gates are stacked as reset, update, new: the middle third is the update gate.
         keep = torch.zeros(3 * width, 1)
         keep[width : 2 * width] = KEEP_STATE
         self.register_buffer("keep_gate", keep, persistent=False)
-        self.head = self.build_head()
 
     def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         padding_BL1 = (~mask_BL).unsqueeze(2).to(event_BLD.dtype)

@@ -1,10 +1,10 @@
-"""The attention detector: a causal transformer that normalises before each layer (Vaswani et al., arXiv:1706.03762;
+"""The attention trunk: a causal transformer that normalises before each layer (Vaswani et al., arXiv:1706.03762;
 Xiong et al., arXiv:2002.04745).
 
 Its heads prefer near events by linear biases instead of positions (ALiBi: Press et al., arXiv:2108.12409), so it does
 not matter how much padding stands before the first event.
 
-Dimension letters beside those of `base`: A heads, M the events that an event looks at.
+Dimension letters beside those of `trunk`: A heads, M the events that an event looks at.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.detectors.base import DROPOUT, Detector, register
-from models.features.encoded import InputSpec
+from models.detectors.trunk import DROPOUT, Trunk, register
 from models.weights import FEED_FORWARD, TRANSFORMER_LAYERS
 
-__all__ = ["TransformerDetector"]
+__all__ = ["TransformerTrunk"]
 
 HEADS = 4
 UNSEEN = -1e4  # added to the logit of a weight that has to be 0: its exponential is
 
 
 @register("transformer")
-class TransformerDetector(Detector):
+class TransformerTrunk(Trunk):
     """Every event looks at all events before it, and at itself."""
 
     slope_A: Tensor
 
-    def __init__(self, inputs: InputSpec, hidden: int, embedding: int) -> None:
-        super().__init__(inputs, hidden, embedding)
-        self.first = nn.Linear(self.event_width, self.width)
-        self.layers = nn.ModuleList(_Layer(self.width) for _ in range(TRANSFORMER_LAYERS))
-        self.last = nn.LayerNorm(self.width)
+    def __init__(self, inputs_width: int, width: int, length: int) -> None:
+        super().__init__(inputs_width, width, length)
+        self.first = nn.Linear(inputs_width, width)
+        self.layers = nn.ModuleList(_Layer(width) for _ in range(TRANSFORMER_LAYERS))
+        self.last = nn.LayerNorm(width)
         self.register_buffer("slope_A", 2.0 ** (-8.0 / HEADS * torch.arange(1.0, HEADS + 1)), persistent=False)
-        self.head = self.build_head()
 
     def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         bias_BALM = self._bias(mask_BL)

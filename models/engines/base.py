@@ -41,10 +41,10 @@ class Engine(ABC):
         """
 
     def logits_after(self, past: Encoded, last: Encoded, past_V: NDArray[np.int64]) -> NDArray[np.float32]:
-        """logit_V of V windows that differ from some of B others in their last event and their context only.
+        """logit_V of V windows that differ from some of B others in their last event, context and verdicts only.
 
-        past: the B windows. last: V windows of one event, with the context. past_V: which of `past` each stands at the
-        end of; -1: of none, it is its entity's first. The same bits as `logits` of the whole windows.
+        past: the B windows. last: V windows of one event, with context and verdicts. past_V: which of `past` each
+        stands at the end of; -1: of none, it is its entity's first. The same bits as `logits` of the whole windows.
         """
         every = past.take(past_V)  # of -1 the last, whose past is masked
         whole = Encoded(
@@ -52,6 +52,7 @@ class Engine(ABC):
             np.concatenate([every.codes_BLK[:, :-1], last.codes_BLK], axis=1),
             np.concatenate([every.mask_BL[:, :-1] & (past_V >= 0)[:, None], last.mask_BL], axis=1),
             last.context_BC,
+            last.verdicts_BJSG,
         )
         return self.logits(whole)
 

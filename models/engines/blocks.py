@@ -2,7 +2,8 @@
 
 Matrix kernels differ by batch size, so the same event could score differently in another micro-batch, after a crash
 or offline. Here which shape a window gets depends on that window alone: the smallest of some lengths that holds its
-events, in a block of BLOCK rows (filled up with empty windows). Short histories cost less, too.
+events, in a block of BLOCK rows (filled up with empty windows). Short histories cost less, too; verdicts always cost
+as much.
 
 A single event should not pay for BLOCK rows. Smaller blocks are used where they give the same bits, which is tried
 on this machine before the first event (`settle`): it depends on the kernels that the processor gets.
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.engines.base import Engine
-from models.features.encoded import Encoded, InputSpec
+from models.features.encoded import VERDICT_FEATURES, Encoded, InputSpec
 from models.weights import Scaling
 
 __all__ = ["BLOCK", "BlockEngine", "block_lengths", "probe_windows"]
@@ -29,6 +30,7 @@ BLOCK = 64  # rows: the overhead of a call is spent
 SMALLER = (8, 1)  # rows of the blocks that are tried
 SHORTEST = 8  # events; below that a call costs its overhead
 ALIGNMENT = 64  # bytes; kernels may choose by alignment, which numpy does not promise
+NO_VERDICTS = 8  # one window in so many of the probe has none
 SPREAD = 2.0  # of the probe's numbers, in standard deviations
 
 
@@ -88,6 +90,7 @@ class BlockEngine(Engine):
             (block.codes_BLK, encoded.codes_BLK[index, -length:]),
             (block.mask_BL, encoded.mask_BL[index, -length:]),
             (block.context_BC, encoded.context_BC[index]),
+            (block.verdicts_BJSG, encoded.verdicts_BJSG[index]),
         ):
             to[:used] = array
             to[used:] = 0
@@ -110,7 +113,10 @@ def block_lengths(length: int) -> list[int]:
 
 
 def probe_windows(inputs: InputSpec, rows: int, events: int, scaling: Scaling) -> Encoded:
-    """Made-up windows of `events` events each, spread about the training mean; always the same ones."""
+    """Made-up windows of `events` events each, spread about the training mean; always the same ones.
+
+    Full windows have full verdicts, shorter ones fewer in proportion; those of every eighth window have not arrived.
+    """
     rng = np.random.default_rng(events)
     mask_BL = np.zeros((rows, inputs.length), np.bool_)
     mask_BL[:, -events:] = True
@@ -119,21 +125,30 @@ def probe_windows(inputs: InputSpec, rows: int, events: int, scaling: Scaling) -
         return (mean + SPREAD * std * rng.standard_normal((*shape, len(mean)))).astype(np.float32)
 
     sizes = [size for _, size in inputs.codes]
-    return Encoded(
+    whole = Encoded(
         numbers(scaling.x_mean_F, scaling.x_std_F, rows, inputs.length),
         rng.integers(0, sizes, (rows, inputs.length, len(sizes))).astype(np.int32),
         mask_BL,
         numbers(scaling.context_mean_C, scaling.context_std_C, rows),
+        np.zeros((rows, *inputs.verdict_shape), np.float32),
     )
+    verdicts = inputs.verdict_length * events // inputs.length
+    for j, (mean_G, std_G) in enumerate(zip(scaling.verdict_mean_JG, scaling.verdict_std_JG, strict=True)):
+        verdict_BSG = whole.verdicts_BJSG[:, j, inputs.verdict_length - verdicts :]
+        verdict_BSG[:] = numbers(mean_G, std_G, rows, verdicts)
+        verdict_BSG[..., VERDICT_FEATURES.index("present")] = 1.0
+        verdict_BSG[j::NO_VERDICTS] = 0.0
+    return whole
 
 
 def _empty(inputs: InputSpec, rows: int, length: int) -> Encoded:
-    """Windows without a history whose only event is all zeros."""
+    """Windows without a history or verdicts, whose only event is all zeros."""
     return Encoded(
         _aligned((rows, length, len(inputs.x)), np.float32),
         _aligned((rows, length, len(inputs.codes)), np.int32),
         _aligned((rows, length), np.bool_),
         _aligned((rows, len(inputs.context)), np.float32),
+        _aligned((rows, *inputs.verdict_shape), np.float32),
     )
 
 

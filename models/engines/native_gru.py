@@ -8,6 +8,7 @@ released while it computes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,7 @@ class NativeGru:
         """Packs the GRU, with the embeddings of small code fields multiplied in advance."""
         w, numbers = self._weights, len(self.inputs.x)
         rows_K, first_K = self._events.rows_K, self._events.first_row_K
-        input_GD = w["gru.weight_ih_l0"]
+        input_GD = w["trunk.gru.weight_ih_l0"]
         number_columns, code_columns = np.split(np.arange(input_GD.shape[1]), [numbers])
         columns_KE = code_columns.reshape(len(rows_K), embedding)
         is_folded_K = rows_K * len(input_GD) <= FOLDED_LIMIT
@@ -122,9 +123,11 @@ class NativeGru:
             by_vector = added_RG.reshape(len(rows), 3, -1, LANES).swapaxes(1, 2)
             tables.append(np.asarray(by_vector.reshape(len(rows), -1), np.float32))
         kept = np.concatenate([number_columns, columns_KE[~is_folded_K].ravel()])
-        state_GH = w["gru.weight_hh_l0"]
+        state_GH = w["trunk.gru.weight_hh_l0"]
         short, scale_G = packing.pack_short(state_GH) if self._is_short else (np.zeros(0, np.int16), None)
-        packed = packing.pack_gru(input_GD[:, kept], state_GH, w["gru.bias_ih_l0"], w["gru.bias_hh_l0"], scale_G)
+        packed = packing.pack_gru(
+            input_GD[:, kept], state_GH, w["trunk.gru.bias_ih_l0"], w["trunk.gru.bias_hh_l0"], scale_G
+        )
         return kernels.GruWeights(
             self.width, packed, short, np.concatenate(tables), fields, np.cumsum(rows_K[fields]) - rows_K[fields],
             np.flatnonzero(~is_folded_K),
@@ -145,7 +148,9 @@ class NativeGru:
 
 
 def _before_last(encoded: Encoded) -> Encoded:
-    return Encoded(encoded.x_BLF[:, :-1], encoded.codes_BLK[:, :-1], encoded.mask_BL[:, :-1], encoded.context_BC)
+    return replace(
+        encoded, x_BLF=encoded.x_BLF[:, :-1], codes_BLK=encoded.codes_BLK[:, :-1], mask_BL=encoded.mask_BL[:, :-1]
+    )
 
 
 def _checked(

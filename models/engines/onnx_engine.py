@@ -34,7 +34,7 @@ class OnnxEngine(BlockEngine):
 
     def run_block(self, block: Encoded) -> NDArray[np.float32]:
         arrays = {"x_BLF": block.x_BLF, "codes_BLK": block.codes_BLK, "mask_BL": block.mask_BL,
-                  "context_BC": block.context_BC}  # fmt: skip
+                  "context_BC": block.context_BC, "verdicts_BJSG": block.verdicts_BJSG}  # fmt: skip
         # an input that nothing depends on, such as the codes of a pipeline without categories, is not in the graph
         logits = self._session.run(["logit_B"], {name: a for name, a in arrays.items() if name in self._wanted})
         return cast(NDArray[np.float32], logits[0])

@@ -47,7 +47,7 @@ class OpenVinoEngine(BlockEngine):
     def _compile(self, block: Encoded) -> Any:
         """A request whose inputs are the block's own memory."""
         arrays = {"x_BLF": block.x_BLF, "codes_BLK": block.codes_BLK, "mask_BL": block.mask_BL,
-                  "context_BC": block.context_BC}  # fmt: skip
+                  "context_BC": block.context_BC, "verdicts_BJSG": block.verdicts_BJSG}  # fmt: skip
         model = self._core.read_model(self._onnx, b"")
         wanted = [each.get_any_name() for each in model.inputs]
         model.reshape({name: list(arrays[name].shape) for name in wanted})

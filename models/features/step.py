@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.clock import DAY_MS
 from models.compiled import plain
 from models.events import EventBatch
-from models.features.encoded import VERDICT_FEATURES, Encoded
+from models.features.encoded import Encoded
 from models.features.entities import Events, Windows, advance
 from models.features.layout import Layout, as_bytes
 from models.features.profiles import Increments, accumulate, collect, read
@@ -78,7 +78,7 @@ def step(layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: 
     inputs, shape = layout.inputs, out.mask_ML.shape
     encoded = Encoded(
         out.x_MLF.reshape(*shape, len(inputs.x)), out.codes_MLK.reshape(*shape, len(inputs.codes)),
-        out.mask_ML, out.context_MC, np.zeros((len(batch), 0, 0, len(VERDICT_FEATURES)), np.float32),
+        out.mask_ML, out.context_MC, np.zeros((len(batch), *inputs.verdict_shape), np.float32),
     )  # fmt: skip
     if out.applied_M.all():
         return Step(encoded, np.arange(len(batch)), out.late_M, next_N)

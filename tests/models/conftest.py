@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,10 +13,11 @@ from models.bundle import Bundle
 from models.bundle_write import write_bundle
 from models.calibration import Calibration
 from models.detectors import Detector, build_detector
-from models.features.encoded import Encoded, InputSpec
+from models.features.encoded import InputSpec
 from models.features.layout import Layout
 from models.pipeline.load import parse_pipeline
 from models.pipeline.spec import Pipeline
+from tests.models.windows import MakeWindows, random_windows
 
 SMALL = """
 [pipeline]
@@ -43,8 +44,6 @@ key = "shop"
 half_lives = ["1d", "7d"]
 """
 
-MakeWindows = Callable[..., Encoded]
-
 
 @pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
@@ -58,20 +57,8 @@ def inputs(pipeline: Pipeline) -> InputSpec:
 
 @pytest.fixture(scope="session")
 def make_windows(inputs: InputSpec) -> MakeWindows:
-    """make_windows(rows, seed=0): windows of all lengths from one event to full, left-padded."""
-
-    def make(rows: int, seed: int = 0) -> Encoded:
-        rng = np.random.default_rng(seed)
-        events_B = rng.integers(1, inputs.length + 1, rows)
-        mask_BL = np.arange(inputs.length) >= inputs.length - events_B[:, None]
-        x_BLF = rng.normal(3.0, 2.0, (rows, inputs.length, len(inputs.x))).astype(np.float32)
-        sizes = [size for _, size in inputs.codes]
-        codes_BLK = rng.integers(0, sizes, (rows, inputs.length, len(sizes))).astype(np.int32)
-        context_BC = rng.normal(-1.0, 4.0, (rows, len(inputs.context))).astype(np.float32)
-        x_BLF[~mask_BL], codes_BLK[~mask_BL] = 0.0, 0
-        return Encoded(x_BLF, codes_BLK, mask_BL, context_BC)
-
-    return make
+    """make_windows(rows, seed=0): windows of the small pipeline."""
+    return partial(random_windows, inputs)
 
 
 @pytest.fixture

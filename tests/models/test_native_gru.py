@@ -49,7 +49,7 @@ def trained(inputs: InputSpec, hidden: int = 16, embedding: int = 4, seed: int =
         detector.x_mean_F.normal_()
         for deviation in (detector.x_std_F, detector.context_std_C):
             deviation.uniform_(0.2, 3.0)
-        for weight in detector.gru.parameters():
+        for weight in detector.trunk.gru.parameters():
             weight.mul_(2.0)
     return detector
 
@@ -210,7 +210,7 @@ def test_weights_that_do_not_fit_are_refused():
     inputs = spec()
     detector = trained(inputs)
     weights = {name: tensor.numpy() for name, tensor in detector.state_dict().items()}
-    with pytest.raises(ValueError, match=r"weight gru.weight_ih_l0 has shape \(48, 13\): expected \(96, 13\)"):
+    with pytest.raises(ValueError, match=r"weight trunk.gru.weight_ih_l0 has shape \(48, 13\): expected \(96, 13\)"):
         NativeGru(weights, inputs, 32, 4)
     del weights["head.3.bias"]
     with pytest.raises(ValueError, match=r"weight head.3.bias is missing: expected shape \(16,\)"):
