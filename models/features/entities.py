@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from models.compiled import compiled, inlined
 from models.features.aggregates import Scratch, advance_decayed, empty_scratch, write_context
 from models.features.facts import Facts
+from models.features.habit import advance_habits, habit_words, show_surprise
 from models.features.windows import Section, copy_window, empty_section, encode_rows
 
 __all__ = ["Events", "Windows", "advance"]
 
 SHIFT = 2  # bytes in front of a state in its buffer
-HEAD = 8  # bytes up to its first word
 COUNT, CLOCK, DECAYED = 1, 2, 3  # words of eight bytes
 TIME_HIGH, ID, ID_HIGH = np.uint64(1), np.uint64(2), np.uint64(3)  # half-words of a row: time, id,
 ROW_HEAD = 4  # and then values and hashes
@@ -84,7 +84,7 @@ def advance(
         added = 0
         if start_N[n + 1] > start_N[n]:
             added = _advance_entity(facts, state, section, scratch, events, order_M[start_N[n] : start_N[n + 1]], out)
-        rows = HEAD + 8 * (DECAYED - 1 + len(scratch.before_HS)) - SHIFT
+        rows = 4 * _first_row(facts, scratch) - SHIFT
         _copy_bytes(state.bytes_W[SHIFT:], next_NB[n], rows)
         _copy_bytes(state.bytes_W[SHIFT + added * row_size + rows :], next_NB[n, rows:], size - rows)
 
@@ -102,7 +102,9 @@ def _advance_entity(
     """Apply the events at these positions to the state in its buffer, new rows behind the old; how many it took."""
     count, clock = state.long_W[COUNT], state.long_W[CLOCK]
     sums_HS = state.double_W[DECAYED:]
-    half = 2 * (DECAYED + len(scratch.before_HS))
+    remembered = DECAYED + len(scratch.before_HS)
+    half = _first_row(facts, scratch)
+    remembered_W, habit_W = state.long_W[remembered:], state.real_W[half - habit_words(facts) : half]
     width = ROW_HEAD + facts.values + facts.hashes
     kept = _read_rows(facts, state, section, half)
     stop = kept
@@ -124,11 +126,20 @@ def _advance_entity(
         )
         clock = now
         write_context(facts, section, scratch, row, float(clock), count + row - kept, out.context_MC[m])
-        copy_window(section, row, out.x_MLF[m], out.codes_MLK[m], out.mask_ML[m])
+        padding = copy_window(section, row, out.x_MLF[m], out.codes_MLK[m], out.mask_ML[m])
+        show_surprise(facts, habit_W, padding, out.x_MLF[m])
+        advance_habits(facts, section, row, remembered_W, habit_W, out.context_MC[m])
         row += 1
     state.long_W[COUNT] = count + stop - kept
     state.long_W[CLOCK] = clock
     return stop - kept
+
+
+@inlined
+def _first_row(facts: Facts, scratch: Scratch) -> int:
+    """The half-word of a buffer at which the rows begin: behind the sums, what is remembered and the habits."""
+    remembered = 2 * (facts.hashes - len(facts.buckets_K))
+    return 2 * (DECAYED + len(scratch.before_HS) + remembered) + habit_words(facts)
 
 
 @inlined

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.features.encoded import InputSpec
 from models.features.facts import Facts
+from models.features.habit import HABIT, NOVELTY, PLACE, habit_columns
 from models.features.numerics import ASINH, LINEAR, LOG1P
 from models.pipeline.spec import (
     BooleanField,
@@ -28,7 +29,7 @@ from models.pipeline.spec import (
 
 __all__ = ["BUCKETS_PER_HALF_LIFE", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout", "as_bytes"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 # A shared profile counts in whole buckets of time, a sixth of a half-life each. A reader sees VISIBLE_SLOTS
 # of them (5.3 half-lives, which leaves out 2.5 % of the weight); the rest of the ring lets one partition run
@@ -98,23 +99,31 @@ class Layout:
             # decayed to `clock`, one time constant a horizon: Σ e^(−age/horizon) of 1 (events), then for each
             # number that is present of 1, x and x²
             ("decayed", "<f8", (horizons, 1 + 3 * numbers)),
+            # what `models.features.habit` keeps: of each other entity field, two Bloom filters of its values, the
+            # younger first; of each number and, last, the gap; of each other entity field; of each position
+            ("remembered", "<u8", (len(self.other_entities), 2)),
+            ("habits", HABIT, (numbers + 1,)),
+            ("novelties", NOVELTY, (len(self.other_entities),)),
+            ("places", PLACE, (len(self.geo_names),)),
             ("rows", row, (self.length,)),  # oldest first; rows at the end are the newest
         ])  # fmt: skip
 
     def _layout_id(self) -> int:
-        facts = [self.values, self.hashes, self.length, self.pipeline.window.horizons_ms]
+        transforms = [self.transform(name) for name in self.number_names]  # a usual value is a transformed one
+        facts = [self.values, self.hashes, self.length, self.pipeline.window.horizons_ms, transforms]
         return zlib.crc32(msgspec.json.encode(facts))
 
     def _facts(self) -> Facts:
         plain, fields = self.number_names + self.boolean_names, self.pipeline.fields
         numbers, hashes, horizons = len(self.number_names), len(self.hashes), self.pipeline.window.horizons_ms
+        habits = habit_columns(numbers, len(self.other_entities), len(self.geo_names))
         return Facts(
             length=self.length,
             numbers=numbers,
             values=len(self.values),
             hashes=hashes,
             columns=len(self.inputs.x),
-            context=1 + numbers + hashes + len(horizons) * (1 + 4 * numbers + hashes),
+            context=1 + numbers + hashes + len(horizons) * (1 + 4 * numbers + hashes) + habits,
             horizon_H=np.array(horizons, dtype=np.float64),
             how_P=np.array([self.transform(name) for name in plain], dtype=np.int64),
             optional_P=np.array([p for p, name in enumerate(plain) if name in self.optional_values], dtype=np.int64),
@@ -130,7 +139,8 @@ class Layout:
             names += [f"{geo}.distance", f"{geo}.speed"]
             names += [f"{geo}.missing"] if not self.pipeline.fields[geo].required else []
         names += [f"{n}.repeated" for n in self.other_entities]
-        return (*names, "gap", "hour_sin", "hour_cos", "week_sin", "week_cos")
+        names += ["gap", "hour_sin", "hour_cos", "week_sin", "week_cos"]
+        return (*names, *(f"{name}.surprise" for name in (*self.number_names, "gap")))
 
     def _codes(self) -> tuple[tuple[str, int], ...]:
         fields = self.pipeline.fields
@@ -146,6 +156,12 @@ class Layout:
             for number in self.number_names:
                 names += [f"{number}.{stat}.{horizon}" for stat in ("sum", "mean", "deviation", "zscore")]
             names += [f"{n}.distinct.{horizon}" for n in self.hashes]
+        for name in (*self.number_names, "gap"):
+            names += [f"{name}.{stat}" for stat in ("usual", "spread", "score")]
+        for name in self.other_entities:
+            names += [f"{name}.{stat}" for stat in ("novel", "novelty")]
+        for geo in self.geo_names:
+            names += [f"{geo}.{stat}" for stat in ("away", "away_score")]
         for name, profile in self.pipeline.profiles.items():
             for half_life in profile.half_lives:
                 stats = ["count", "fraud_rate", "frauds", "labels"]

@@ -19,7 +19,7 @@ from models.compiled import compiled, inlined
 from models.features.facts import Facts
 from models.features.numerics import ASINH, LOG1P, arcsin, asinh, cos_turns, log1p, sin_turns
 
-__all__ = ["Section", "copy_window", "empty_section", "encode_rows"]
+__all__ = ["EARTH_KM", "Section", "copy_window", "empty_section", "encode_rows"]
 
 EARTH_KM = 6371.0088  # mean radius (IUGG)
 SLOWEST_GAP_H = 1 / 60  # speeds are over at least a minute: two clocks rarely agree to the second
@@ -74,7 +74,8 @@ def encode_rows(facts: Facts, section: Section, stop: int) -> None:
     log1p of the great-circle distance in km and of the speed in km/h since the row before (0 where either
     position is missing). `repeated`: 1 if the entity field equals the row before's. gap: log1p of seconds
     since the row before, 0 for a first event or a late one. Hour of day and time of week in UTC: sine, cosine.
-    Row 0 has no row before it.
+    Row 0 has no row before it. The last columns are the numbers and the gap once more, NaN where unknown, for
+    `models.features.habit.show_surprise`.
     """
     time_R, gap_R, x_FR = section.time_R, section.gap_R, section.x_FR
     gap_R[0] = 0.0
@@ -99,6 +100,7 @@ def encode_rows(facts: Facts, section: Section, stop: int) -> None:
     _log_column(gap_R, x_FR[f], stop)
     _phase_columns(section, f + 1, DAY, 0.0, stop)
     _phase_columns(section, f + 3, WEEK, MONDAY, stop)
+    _known_columns(facts, section, f, f + 5, stop)
     for r in range(stop):
         start = np.uint64(r * facts.columns)
         for c in range(facts.columns):
@@ -121,8 +123,11 @@ def copy_window(
     x_LF: NDArray[np.float32],
     codes_LK: NDArray[np.int32],
     mask_L: NDArray[np.bool_],
-) -> None:
-    """The window that ends with this row, its places laid end to end; padding in front of a short one is 0."""
+) -> int:
+    """The window that ends with this row, its places laid end to end; padding in front of a short one is 0.
+
+    Returns how many places that padding takes.
+    """
     length = len(mask_L)
     padding = max(length - 1 - row, 0)
     for place in range(length):
@@ -131,6 +136,7 @@ def copy_window(
     columns, categories = len(x_LF) // length, len(codes_LK) // length
     _copy_rows(section.x_RF[first * columns :], columns * padding, x_LF)
     _copy_rows(section.codes_RK[first * categories :], categories * padding, codes_LK)
+    return padding
 
 
 @inlined
@@ -209,3 +215,17 @@ def _phase_columns(section: Section, f: int, period: float, origin: float, stop:
         turns = (time - np.floor(time * (1.0 / period)) * period) * (1.0 / period)
         section.x_FR[f, r] = sin_turns(turns)
         section.x_FR[f + 1, r] = cos_turns(turns)
+
+
+@inlined
+def _known_columns(facts: Facts, section: Section, gap: int, f: int, stop: int) -> None:
+    """The numbers and the gap (its column), from column f on: NaN where a number is missing, and where no time has
+    passed because there is no event before or the event is older than that one."""
+    unknown = np.float32(np.nan)
+    for v in range(facts.numbers):
+        for r in range(stop):
+            section.x_FR[f + v, r] = unknown if np.isnan(section.values_VR[v, r]) else section.x_FR[v, r]
+    gap_R, time_R = section.x_FR[f + facts.numbers], section.time_R
+    gap_R[0] = unknown
+    for r in range(1, stop):
+        gap_R[r] = unknown if time_R[r] < time_R[r - 1] else section.x_FR[gap, r]

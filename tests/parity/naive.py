@@ -3,14 +3,13 @@
 Nothing here is shared with `models.features`: definitions are taken from its documentation. An entity keeps all
 events it ever applied, a shared profile every contribution ever made, and each feature is computed anew from
 them, by name. It knows no batches, no rings and no running sums. Numbers are rounded to float32 when an event
-comes in, because that is what a state keeps of them.
+comes in, because that is what a state keeps of them. Habits alone are running: `tests.parity.naive_habit`.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import struct
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,13 +26,13 @@ from models.pipeline.spec import (
     Pipeline,
     Profile,
 )  # fmt: skip
+from tests.parity.naive_habit import Habit, Partners, Place, float32, great_circle_km
 
 __all__ = ["Naive", "NaiveEntity", "Result", "hash32"]
 
 HOUR_S = 3600.0
 DAY_MS = 86_400_000
 MONDAY_MS = 4 * DAY_MS  # 1970-01-05
-EARTH_KM = 6371.0088
 
 
 @dataclass
@@ -53,6 +52,9 @@ class NaiveEntity:
     past: list[Happened] = field(default_factory=list)
     recent_ids: deque[str] = field(default_factory=deque)
     clock: int = 0
+    habits: dict[str, Habit] = field(default_factory=dict)
+    partners: dict[str, Partners] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,14 +93,14 @@ class Naive:
 
     def event(self, row: Mapping[str, Any], clock: int) -> Result | None:
         """Apply one event; None when it is a duplicate. clock: its partition's, this event included."""
-        entity = self.entities.setdefault(str(row[self.p.entity]), NaiveEntity())
+        entity = self.entities.setdefault(str(row[self.p.entity]), self._unknown())
         event_id = str(row[self.p.pipeline.event_id])
         if event_id in entity.recent_ids:
             return None
         now = self._happened(row)
         late = now.time < entity.clock
         entity.clock = max(entity.clock, now.time)
-        context = self._own(entity, now) | self._shared(row, now, clock)
+        context = self._own(entity, now) | self._habits(entity, now) | self._shared(row, now, clock)
         entity.past.append(now)
         entity.recent_ids.append(event_id)
         if len(entity.recent_ids) > self.p.window.length:
@@ -116,8 +118,9 @@ class Naive:
                 codes.append(None)
             else:
                 before = entity.past[place - 1] if place else None
-                x.append(self._x(entity.past[place], before))
+                x.append(self._x(entity.past[place], before) | self._surprise(entity, entity.past[place], before))
                 codes.append(self._codes(entity.past[place]))
+        self._learn(entity)
         return Result(x, codes, context, late)
 
     def label(self, keys: Mapping[str, Any], fraud: bool, clock: int) -> None:
@@ -127,12 +130,20 @@ class Naive:
                 added = Contribution(clock, labels=1, frauds=int(fraud))
                 self.profiles.setdefault((name, str(keys[profile.key])), []).append(added)
 
+    def _unknown(self) -> NaiveEntity:
+        return NaiveEntity(
+            habits={name: Habit() for name in [*self.numbers, "gap"]},
+            partners={name: Partners() for name in self.others},
+            places={name: Place() for name in self.positions},
+        )
+
     def _happened(self, row: Mapping[str, Any]) -> Happened:
-        degrees = [f"{name}.{part}" for name in self.positions for part in ("latitude", "longitude")]
+        names = [*self.numbers, *self.booleans]
+        names += [f"{name}.{part}" for name in self.positions for part in ("latitude", "longitude")]
         return Happened(
             time=row[self.p.pipeline.time],
             event_id=str(row[self.p.pipeline.event_id]),
-            values={name: float32(row.get(name)) for name in [*self.numbers, *self.booleans, *degrees]},
+            values={n: None if (v := row.get(n)) is None else float32(v) for n in names},
             hashes={name: hash32(row.get(name)) for name in [*self.categories, *self.others]},
         )
 
@@ -197,6 +208,40 @@ class Naive:
                 out[f"{name}.distinct.{text}"] = math.log1p(len(distinct))
         return out
 
+    def _known(self, now: Happened, before: Happened | None) -> dict[str, float | None]:
+        """What habits are about: numbers transformed, and the gap, None where unknown."""
+        known: dict[str, float | None] = {}
+        for name in self.numbers:
+            value = now.values[name]
+            known[name] = None if value is None else self._transformed(name, value)
+        passed = None if before is None or now.time < before.time else now.time - before.time
+        return known | {"gap": None if passed is None else math.log1p(passed / 1000)}
+
+    def _surprise(self, entity: NaiveEntity, now: Happened, before: Happened | None) -> dict[str, float]:
+        return {f"{n}.surprise": entity.habits[n].surprise(x) for n, x in self._known(now, before).items()}
+
+    def _habits(self, entity: NaiveEntity, now: Happened) -> dict[str, float]:
+        """`entity.past` is without this event."""
+        out: dict[str, float] = {}
+        for name, x in self._known(now, entity.past[-1] if entity.past else None).items():
+            habit = entity.habits[name]
+            out |= {f"{name}.usual": habit.usual, f"{name}.spread": habit.spread, f"{name}.score": habit.score(x)}
+        for name in self.others:
+            out[f"{name}.novel"], out[f"{name}.novelty"] = entity.partners[name].shown(now.hashes[name])
+        for name in self.positions:
+            out[f"{name}.away"], out[f"{name}.away_score"] = entity.places[name].shown(degrees(now, name))
+        return out
+
+    def _learn(self, entity: NaiveEntity) -> None:
+        """From the newest event; `entity.past` is with it."""
+        now, before = entity.past[-1], entity.past[-2] if len(entity.past) > 1 else None
+        for name, x in self._known(now, before).items():
+            entity.habits[name].learn(x)
+        for name in self.others:
+            entity.partners[name].learn(now.hashes[name])
+        for name in self.positions:
+            entity.places[name].learn(degrees(now, name))
+
     def _statistics(
         self, name: str, horizon: str, weighted: list[tuple[float, Happened]], x: float | None
     ) -> dict[str, float]:
@@ -258,14 +303,6 @@ class Naive:
         return math.asinh(value) if how == "asinh" else value
 
 
-def float32(value: Any) -> float | None:
-    """What a state keeps of a number."""
-    if value is None:
-        return None
-    kept: float = struct.unpack("<f", struct.pack("<f", value))[0]
-    return kept
-
-
 def hash32(value: Any) -> int | None:
     """What a state keeps of a category or an entity; JSON's words for truth."""
     if value is None:
@@ -274,17 +311,11 @@ def hash32(value: Any) -> int | None:
     return (xxhash.xxh3_64_intdigest(text.encode()) % 2**32) or 1
 
 
-def position(event: Happened, name: str) -> tuple[float, float] | None:
+def degrees(event: Happened, name: str) -> tuple[float, float] | None:
     latitude, longitude = event.values[f"{name}.latitude"], event.values[f"{name}.longitude"]
-    return None if latitude is None or longitude is None else (math.radians(latitude), math.radians(longitude))
+    return None if latitude is None or longitude is None else (latitude, longitude)
 
 
-def great_circle_km(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """By the angle between the two unit vectors (atan2 form of Vincenty's formula), not by haversines."""
-    turn = b[1] - a[1]
-    across = math.hypot(
-        math.cos(b[0]) * math.sin(turn),
-        math.cos(a[0]) * math.sin(b[0]) - math.sin(a[0]) * math.cos(b[0]) * math.cos(turn),
-    )
-    along = math.sin(a[0]) * math.sin(b[0]) + math.cos(a[0]) * math.cos(b[0]) * math.cos(turn)
-    return EARTH_KM * math.atan2(across, along)
+def position(event: Happened, name: str) -> tuple[float, float] | None:
+    here = degrees(event, name)
+    return None if here is None else (math.radians(here[0]), math.radians(here[1]))

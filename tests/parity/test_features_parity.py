@@ -28,6 +28,7 @@ from models.pipeline.spec import (
     Window,
 )  # fmt: skip
 from tests.parity.naive import Naive, Result
+from tests.parity.same_habits import assert_same_habits, tolerance
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)  # to explain a failure takes minutes
 START_MS = 1_700_000_000_000
@@ -260,7 +261,7 @@ def assert_close(names: tuple[str, ...], found: np.ndarray, expected: dict[str, 
     wrong = {
         name: (value, expected[name])
         for name, value in zip(names, found.tolist(), strict=True)
-        if not np.isclose(value, expected[name], rtol=2e-6, atol=2e-6)
+        if not np.isclose(value, expected[name], rtol=2e-6, atol=tolerance(name))
     }
     assert not wrong
 
@@ -286,6 +287,7 @@ def assert_same_states(pipeline: Pipeline, store: MemoryStore, naive: Naive) -> 
                 x = [(w, e.values[number]) for w, e in zip(weights, entity.past, strict=True)]
                 sums = [sum(w * value**power for w, value in x if value is not None) for power in (0, 1, 2)]
                 assert np.allclose(state["decayed"][h, 1 + 3 * v : 4 + 3 * v], sums, rtol=1e-9, atol=1e-9)
+        assert_same_habits(layout, state, entity)
     for (name, key), past in naive.profiles.items():
         rings = store.profile(name, key)[0]
         for r, half_life in enumerate(pipeline.profiles[name].half_lives_ms):
