@@ -6,7 +6,8 @@ section 4.2; the grouping keeps correlated inputs, such as one mean over several
 other). The effects are those of one change at a time and need not add up to the score.
 
 Groups: a numeric feature of the current event (with its `missing` flag, a position's distance and speed, or
-both halves of a cycle), a category of the current event, a context feature over all its horizons, and
+both halves of a cycle), how far it is from the usual (`surprise`), a category of the current event, a context feature
+over all its horizons, the views of one habit (`score` with the usual and the spread, `novelty`, `away`), and
 `earlier_events`, which removes the window's past.
 """
 
@@ -36,6 +37,9 @@ EARLIER_EVENTS = "earlier_events"
 DURATION_END = re.compile(r"\.\d+(\.\d+)?(ms|s|m|h|d|w)$")
 CYCLE_END = re.compile(r"_(sin|cos)$")
 OF_EVENT_END = re.compile(r"\.(missing|distance|speed)$")
+# The usual and the spread say nothing alone: they are the two halves of a score.
+OF_HABIT_ENDS = {"usual": "score", "spread": "score", "novel": "novelty", "away_score": "away"}
+HABIT_END = re.compile(rf"\.({'|'.join(OF_HABIT_ENDS)})$")
 OF_LABELS_END = re.compile(r"\.(fraud_rate|frauds|labels)$")  # three views of the same verdicts
 CYCLES = {"hour": 24.0, "week": 7.0}  # what a whole turn is counted in: hours, days
 
@@ -97,6 +101,7 @@ def _event_group(name: str) -> str:
 
 
 def _context_group(name: str) -> str:
+    name = HABIT_END.sub(lambda end: f".{OF_HABIT_ENDS[end[1]]}", name)
     return OF_LABELS_END.sub(".fraud_rate", DURATION_END.sub("", name))
 
 

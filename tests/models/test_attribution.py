@@ -114,6 +114,19 @@ def test_groups_join_what_would_hide_each_other():
     assert names == {"amount": (0, 1), "hour": (2, 3), "gap": (4,), "count": (0, 1), "shop.fraud_rate": (2, 3, 4)}
 
 
+def test_the_views_of_a_habit_are_one_group():
+    """What is usual is taken away with what is said of it; the surprise of the event is a group of its own."""
+    groups = input_groups(Layout(load_pipeline("payments")).inputs)
+    names = Layout(load_pipeline("payments")).inputs.context
+    members = {g.name: tuple(names[c] for c in g.columns) for g in groups if g.kind == "context"}
+    assert members["amount.score"] == ("amount.usual", "amount.spread", "amount.score")
+    assert members["gap.score"] == ("gap.usual", "gap.spread", "gap.score")
+    assert members["device_id.novelty"] == ("device_id.novel", "device_id.novelty")
+    assert members["location.away"] == ("location.away", "location.away_score")
+    alone = [g.name for g in groups if g.kind == "x" and len(g.columns) == 1]
+    assert {"amount.surprise", "gap.surprise", "amount", "gap"} <= set(alone)
+
+
 def test_many_alerts_get_the_reasons_they_get_alone(detector, make_windows):
     """Explaining is batched; company changes nothing, and the input is left as it was."""
     encoded = make_windows(150, seed=6)
