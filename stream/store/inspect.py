@@ -66,6 +66,7 @@ def describe_state(layout: Layout, value: bytes) -> dict[str, Any]:
         "events": int(state["count"]),
         "clock": to_iso(int(state["clock"])) if state["count"] else None,
         "decayed": decayed,
+        "habits": _habits(layout, state),
         "window": rows,
     }
 
@@ -94,6 +95,20 @@ def memory_by_kind(client: Any, pipeline: Pipeline, sample: int = 1000) -> dict[
             "memory_bytes": sum(replies[1::2]) / counted,
         }
     return found
+
+
+def _habits(layout: Layout, state: Any) -> dict[str, Any]:
+    """By field, in transformed units; what the filters remember, as bits."""
+    names = (*layout.number_names, "gap")
+    habits: dict[str, Any] = {name: _rounded(habit) for name, habit in zip(names, state["habits"], strict=True)}
+    for e, name in enumerate(layout.other_entities):
+        younger, older = (f"{int(bits):016x}" for bits in state["remembered"][e])
+        habits[name] = _rounded(state["novelties"][e]) | {"younger": younger, "older": older}
+    return habits | {name: _rounded(place) for name, place in zip(layout.geo_names, state["places"], strict=True)}
+
+
+def _rounded(record: Any) -> dict[str, float]:
+    return {name: round(float(record[name]), 4) for name in record.dtype.names}
 
 
 def _row(layout: Layout, row: Any) -> dict[str, Any]:

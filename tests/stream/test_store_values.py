@@ -175,7 +175,7 @@ def test_state_show_tells_what_the_state_holds(store: RedisStore, settings: Sett
     process(store, columns, None)
     shown = json.loads(show_entity(settings, pipeline, "c1"))
     own = [i for i, card in enumerate(columns["card_id"]) if card == "c1"]
-    assert (shown["events"], shown["partition"], shown["version"]) == (len(own), 3, 1)
+    assert (shown["events"], shown["partition"], shown["version"]) == (len(own), 3, 2)
     assert shown["key"] == state_key(pipeline.name, TAG, "c1")
     assert shown["bytes"] == store.layout.state_dtype.itemsize
     assert 0 < shown["expires_in_ms"] <= store.ttl_ms
@@ -188,6 +188,9 @@ def test_state_show_tells_what_the_state_holds(store: RedisStore, settings: Sett
     assert set(shown["decayed"]) == set(pipeline.window.horizons)
     assert len(own) - 1 < shown["decayed"]["30d"]["events"] <= len(own)
     assert shown["decayed"]["10m"]["events"] < shown["decayed"]["30d"]["events"]
+    assert set(shown["habits"]) == {"amount", "gap", "merchant_id", "device_id", "location"}
+    assert shown["habits"]["amount"]["known"] == len(own)
+    assert int(shown["habits"]["merchant_id"]["younger"], 16) > 0
 
 
 def test_state_show_knows_no_stranger(settings: Settings, pipeline: Pipeline) -> None:
