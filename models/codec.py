@@ -22,6 +22,7 @@ from models.columns import Columns, Distinct, columns_to_batch, distinct, identi
 from models.events import EventBatch, LabelBatch
 from models.features.layout import Layout
 from models.flat import FlatReader
+from models.hashing import hash_ids
 from models.pipeline.spec import (
     BooleanField,
     CategoryField,
@@ -126,17 +127,21 @@ class Codec:
         structs, good, bad = decode_each(self._label, values)
         times = self._times_ms([s.time for s in structs])
         refused = self._refused_times(times, append_ms[good])
+        amounts = {name: self._amounts(name, structs, refused) for name in self.pipeline.label_amounts}
         bad += [BadRecord(int(good[i]), reason, detail) for i, (reason, detail) in refused.items()]
         keep = [i for i in range(len(structs)) if i not in refused]
         structs = [structs[i] for i in keep]
+        ids = [str(s.event_id) for s in structs]
         batch = LabelBatch(
-            event_id=[str(s.event_id) for s in structs],
+            event_id=ids,
             time_M=times[keep],
+            id_hash_M=hash_ids(ids),
             fraud_M=np.array([bool(s.verdict) for s in structs], dtype=bool),
             profile_keys={
                 name: [identifier(getattr(s, f"key_{profile.key}")) for s in structs]
                 for name, profile in self.pipeline.profiles.items()
             },
+            amounts={name: amount_M[keep] for name, amount_M in amounts.items()},
         )
         return DecodedLabels(batch, good[keep], sorted(bad, key=lambda b: b.index))
 
@@ -166,15 +171,18 @@ class Codec:
                 out[key] = self._external_time(int(row[name])) if isinstance(field, TimeField) else _plain(row[name])
         return self._encode(out)
 
-    def encode_label(self, event_id: object, time_ms: int, fraud: bool, keys: Mapping[str, object]) -> bytes:
-        """The JSON of one label that arrived at `time_ms`; keys: entity fields by name, for shared profiles."""
+    def encode_label(self, event_id: object, time_ms: int, fraud: bool, fields: Mapping[str, object]) -> bytes:
+        """The JSON of one label that arrived at `time_ms`.
+
+        fields: of the event, by name: the entities whose shared profiles learn of it, and the amounts they compare.
+        """
         labels = self.pipeline.labels
         out: dict[str, Any] = {
             self.pipeline.json_key(self.pipeline.pipeline.event_id): _plain(event_id),
             labels.verdict: int(fraud),
             labels.time: self._external_time(time_ms),
         }
-        out.update({self.pipeline.json_key(name): _plain(key) for name, key in keys.items() if not _missing(key)})
+        out.update({self.pipeline.json_key(name): _plain(value) for name, value in fields.items() if not _missing(value)})
         return self._encode(out)
 
     def _members(self, name: str) -> list[tuple[str, str, Any]]:
@@ -198,14 +206,22 @@ class Codec:
 
     def _label_members(self) -> list[tuple[str, str, Any]]:
         spec = self.pipeline
-        fields = {profile.key for profile in spec.profiles.values()}
         verdict = Annotated[int, Meta(ge=0, le=1)] | bool
         return [
             ("event_id", spec.json_key(spec.pipeline.event_id), Text | Whole),
             ("verdict", spec.labels.verdict, verdict),
             ("time", spec.labels.time, time_type(self.time_unit)),
-            *((f"key_{name}", spec.json_key(name), Text | Whole | None) for name in sorted(fields)),
+            *((f"key_{name}", spec.json_key(name), Text | Whole | None) for name in spec.profile_keys),
+            *((f"value_{name}", spec.json_key(name), float | None) for name in spec.label_amounts),
         ]
+
+    def _amounts(self, name: str, structs: list[Any], refused: dict[int, tuple[str, str]]) -> NDArray[np.float64]:
+        """A number field of labels, NaN where it is missing; notes the labels where it is outside its limits."""
+        amount_M = np.array([getattr(s, f"value_{name}") for s in structs], dtype=np.float64)  # None becomes NaN
+        low, high = self._limits[name]
+        for i in np.flatnonzero((amount_M < low) | (amount_M > high)).tolist():
+            refused[i] = ("range", f"{name} = {amount_M[i]}: expected a number from {low} to {high}")
+        return amount_M
 
     def _times_ms(self, values: Sequence[Any]) -> NDArray[np.int64]:
         if self.time_unit == "ms":

@@ -38,14 +38,16 @@ def columns_to_batch(layout: Layout, columns: Mapping[str, Sequence[Any] | NDArr
     hashes_MK = np.empty((count, len(layout.hashes)), dtype=np.uint32)
     for k, name in enumerate(layout.hashes):
         hashes_MK[:, k] = hash_values(texts[name])
+    entity = _required_texts(columns[stream.entity])
+    keys: dict[str, list[str | None]] = {**texts, stream.entity: list(entity)}
     return EventBatch(
         event_id=ids,
-        entity=_required_texts(columns[stream.entity]),
+        entity=entity,
         time_M=np.asarray(columns[stream.time], dtype=np.int64),
         id_hash_M=hash_ids(ids),
         values_MV=values_MV,
         hashes_MK=hashes_MK,
-        profile_keys={name: texts[profile.key] for name, profile in layout.pipeline.profiles.items()},
+        profile_keys={name: keys[profile.key] for name, profile in layout.pipeline.profiles.items()},
     )
 
 

@@ -67,13 +67,17 @@ class LabelBatch:
     """M labels in arrival order.
 
     event_id: the events they judge. time_M: int64, when each label arrived (epoch milliseconds).
-    fraud_M: bool. profile_keys: as in EventBatch; a label names the profiles that should learn of it.
+    id_hash_M: as in EventBatch. fraud_M: bool. profile_keys: as in EventBatch; a label names the profiles that should
+    learn of it. amounts: of the number fields that verdicts are compared by (`Pipeline.label_amounts`), the value of
+    each judged event: float64 (M,), NaN where the label does not say it.
     """
 
     event_id: list[str]
     time_M: NDArray[np.int64]
+    id_hash_M: NDArray[np.uint64]
     fraud_M: NDArray[np.bool_]
     profile_keys: dict[str, list[str | None]]
+    amounts: dict[str, NDArray[np.float64]]
 
     def __len__(self) -> int:
         return len(self.event_id)

@@ -50,7 +50,8 @@ class Simulated:
 
     events: keyed by the field names of payments.toml; `timestamp` is int64 epoch milliseconds, positions are
     `location.latitude` and `location.longitude` (degrees, NaN online), `device_id` is None in shops.
-    labels: `event_id`, `time` (int64 epoch milliseconds of arrival), `fraud` (bool), `merchant_id`, `device_id`.
+    labels: `event_id`, `time` (int64 epoch milliseconds of arrival), `fraud` (bool), and of the event
+    `card_id`, `merchant_id`, `device_id`, `amount`.
     pattern_N: int8, index into PATTERNS; the truth, also of fraud that nobody reported.
     """
 
@@ -364,6 +365,5 @@ def _label_columns(
         "event_id": events["transaction_id"][rows],
         "time": arrival[rows],
         "fraud": fraud[rows],
-        "merchant_id": events["merchant_id"][rows],
-        "device_id": events["device_id"][rows],
+        **{name: events[name][rows] for name in ("card_id", "merchant_id", "device_id", "amount")},
     }

@@ -8,7 +8,7 @@ which batches Redis has and which it has not: nothing counts twice or not at all
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from faust.types import TP
 
 from models.features.layout import as_bytes
 from models.features.profiles import accumulate
+from models.pipeline.spec import Profile
 from models.scorer import Scorer
 from stream.lane import GivenUp
 from stream.scoring import Batch, Messages, Part
@@ -60,14 +61,17 @@ class Flight:
         return part.held, part.next_offset, self.scorer.version
 
 
-def overlay(flight: Flight) -> None:
-    """Put what the batches before have come to over what was loaded. They have been scored, this one has not."""
+def overlay(flight: Flight, profiles: Mapping[str, Profile]) -> None:
+    """Put what the batches before have come to over what was loaded. They have been scored, this one has not.
+
+    profiles: the pipeline's shared profiles.
+    """
     assert flight.loaded is not None
     assert flight.batch is not None
     for earlier in flight.before:
         if earlier.batch is not None:
             _put_states(earlier.batch, flight.batch, flight.loaded)
-            _add_increments(earlier.batch, flight.batch, flight.loaded)
+            _add_increments(profiles, earlier.batch, flight.batch, flight.loaded)
 
 
 def _put_states(done: Batch, batch: Batch, loaded: Stored) -> None:
@@ -83,7 +87,7 @@ def _put_states(done: Batch, batch: Batch, loaded: Stored) -> None:
         as_bytes(loaded.states_N)[mine] = as_bytes(done.outcome.states_N)[theirs]
 
 
-def _add_increments(done: Batch, batch: Batch, loaded: Stored) -> None:
+def _add_increments(profiles: Mapping[str, Profile], done: Batch, batch: Batch, loaded: Stored) -> None:
     assert done.outcome is not None
     for name, added in done.outcome.increments.items():
         rows, place_of = done.profile_rows[name], batch.profile_rows[name]
@@ -91,4 +95,4 @@ def _add_increments(done: Batch, batch: Batch, loaded: Stored) -> None:
         if both:
             moved = np.full(len(rows), -1)
             moved[[rows[key] for key in both]] = [place_of[key] for key in both]
-            accumulate(loaded.rings[name], replace(added, owner=moved[added.owner % len(rows)]))
+            accumulate(profiles[name], loaded.rings[name], replace(added, owner=moved[added.owner % len(rows)]))

@@ -239,7 +239,7 @@ class _Publisher:
         self.pipeline, self.producer, self.partitions = pipeline, producer, partitions
         self.published = Published()
         self._codec = Codec(pipeline)
-        self._profile_keys = sorted({profile.key for profile in pipeline.profiles.values()})
+        self._label_fields = [*pipeline.profile_keys, *pipeline.label_amounts]
         self._sent: list[tuple[Kind, int, int, asyncio.Future[Any]]] = []
 
     async def send(self, kind: Kind, rows: list[Row]) -> None:
@@ -288,5 +288,5 @@ class _Publisher:
         event_id = identifier(row["event_id"])
         if event_id is None:
             raise ValueError("no event id")
-        keys = {name: row.get(name) for name in self._profile_keys}
-        return event_id.encode(), self._codec.encode_label(row["event_id"], row["time"], row["fraud"], keys)
+        fields = {name: row.get(name) for name in self._label_fields}
+        return event_id.encode(), self._codec.encode_label(row["event_id"], row["time"], row["fraud"], fields)

@@ -42,7 +42,7 @@ class Rows:
 
     time_ms: int64 (N,), event time (of a label: when it arrived). read(start, stop) gives rows start … stop − 1:
     events by field name as `Codec.encode_event` takes them; labels with `event_id`, `time`, `fraud` and the
-    entity fields that name shared profiles.
+    fields that name shared profiles or are compared there.
     """
 
     time_ms: NDArray[np.int64]
@@ -146,7 +146,7 @@ def _event_rows(table: _Table, pipeline: Pipeline, found: dict[str, str], time_m
 def _label_rows(pipeline: Pipeline, events: Rows, verdicts: list[Any], delay_ms: int) -> Rows:
     """The labels of those events that have a verdict."""
     kept = np.array([i for i, verdict in enumerate(verdicts) if verdict is not None], dtype=np.int64)
-    keys = sorted({profile.key for profile in pipeline.profiles.values()})
+    fields = [*pipeline.profile_keys, *pipeline.label_amounts]
     event_id, time = pipeline.pipeline.event_id, pipeline.pipeline.time
 
     def read(start: int, stop: int) -> list[Row]:
@@ -157,7 +157,7 @@ def _label_rows(pipeline: Pipeline, events: Rows, verdicts: list[Any], delay_ms:
         rows = events.read(first, positions[-1] + 1)
         return [
             {"event_id": row[event_id], "time": row[time] + delay_ms, "fraud": bool(verdicts[p])}
-            | {key: row.get(key) for key in keys}
+            | {name: row.get(name) for name in fields}
             for p in positions
             for row in (rows[p - first],)
         ]

@@ -185,7 +185,7 @@ class EventProcessor:
         assert batch is not None
         assert flight.loaded is not None
         with self._stage("features"):
-            overlay(flight)
+            overlay(flight, self.pipeline.profiles)
             advance(self.codec.layout, batch, flight.loaded)
             flight.loaded = None  # as large as the batch, and not needed any more
         assert batch.outcome is not None

@@ -191,7 +191,7 @@ def _events(mapped: Mapped, codec: Codec) -> Iterator[tuple[int, bytes]]:
 
 
 def _labels(mapped: Mapped, codec: Codec) -> Iterator[tuple[int, bytes]]:
-    return ((label.time_ms, codec.encode_label(label.event_id, label.time_ms, label.fraud, label.keys))
+    return ((label.time_ms, codec.encode_label(label.event_id, label.time_ms, label.fraud, label.fields))
             for label in mapped.labels())  # fmt: skip
 
 

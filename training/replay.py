@@ -23,7 +23,8 @@ from models.events import EventBatch, LabelBatch
 from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.features.memory import MemoryStore
-from models.features.profiles import safe_span_ms
+from models.features.profiles import safe_end_ms
+from models.hashing import hash_ids
 from models.pipeline.spec import Pipeline
 from training.archive import APPEND_TIME, OFFSET, PARTITION, Archive, milliseconds
 
@@ -137,10 +138,10 @@ def _clocks(table: pa.Table, time: str) -> NDArray[np.int64]:
 
 def _chunk_end(layout: Layout, clock_M: NDArray[np.int64], first: int) -> int:
     """A chunk's labels are learnt before its first event: it may not span more than profiles tolerate."""
-    span = safe_span_ms(layout)
-    if span is None:
+    end = safe_end_ms(layout, int(clock_M[first]))
+    if end is None:
         return first + CHUNK
-    return max(first + 1, min(first + CHUNK, int(np.searchsorted(clock_M, clock_M[first] + span, side="right"))))
+    return max(first + 1, min(first + CHUNK, int(np.searchsorted(clock_M, end, side="right"))))
 
 
 def _event_batch(layout: Layout, table: pa.Table) -> EventBatch:
@@ -160,9 +161,16 @@ def _event_batch(layout: Layout, table: pa.Table) -> EventBatch:
 
 
 def _label_batch(pipeline: Pipeline, table: pa.Table) -> LabelBatch:
+    ids = table["event_id"].to_pylist()
     return LabelBatch(
-        event_id=table["event_id"].to_pylist(),
+        event_id=ids,
         time_M=milliseconds(table["label_time"]),
+        id_hash_M=hash_ids(ids),
         fraud_M=np.asarray(table["fraud"].to_numpy()),
         profile_keys={name: table[f"profile.{name}"].to_pylist() for name in pipeline.profiles},
+        amounts={name: _numbers(table[f"value.{name}"]) for name in pipeline.label_amounts},
     )
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return np.asarray(column.to_numpy(), dtype=np.float64)  # nulls become NaN

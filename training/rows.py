@@ -81,6 +81,7 @@ class RowMaker:
         batch = decoded.batch
         columns: dict[str, Any] = {"event_id": batch.event_id, "label_time": batch.time_M, "fraud": batch.fraud_M}
         columns |= {f"profile.{name}": keys for name, keys in batch.profile_keys.items()}
+        columns |= {f"value.{name}": amount_M for name, amount_M in batch.amounts.items()}
         return columns, decoded.good
 
 

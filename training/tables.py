@@ -27,12 +27,13 @@ CHUNK = 20_000  # rows turned into Python objects at a time
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One verdict: when it arrived, and the entity fields whose shared profiles learn of it."""
+    """One verdict: when it arrived, and what it says of the event: the entities whose shared profiles learn of it, and
+    the amounts that are compared there."""
 
     event_id: object
     time_ms: int
     fraud: bool
-    keys: dict[str, object]
+    fields: dict[str, object]
 
 
 class Mapped:
@@ -90,14 +91,14 @@ class Mapped:
             arrival_M = arrival_M.copy()
             arrival_M[known] = self._times(self.frame.loc[known, self.label_time], self.label_time)
         order = np.argsort(arrival_M, kind="stable")
-        keys = sorted({profile.key for profile in self.pipeline.profiles.values()} & set(self.sources))
+        fields = [n for n in (*self.pipeline.profile_keys, *self.pipeline.label_amounts) if n in self.sources]
         event_id = self.pipeline.pipeline.event_id
         for index in _chunks(order[known[order]]):
             ids = self._values(event_id, self.sources[event_id], index)
-            key_values = [(name, self._values(name, self.sources[name], index)) for name in keys]
+            field_values = [(name, self._values(name, self.sources[name], index)) for name in fields]
             times = arrival_M[index].tolist()
             for i, fraud in enumerate((verdict[index] > 0).tolist()):
-                yield Label(ids[i], times[i], fraud, {name: values[i] for name, values in key_values})
+                yield Label(ids[i], times[i], fraud, {name: values[i] for name, values in field_values})
 
     def _sources(self) -> dict[str, str]:
         """Field (positions: both parts) → column of the frame, by JSON key first, then by field name."""

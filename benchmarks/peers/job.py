@@ -93,7 +93,7 @@ class Job:
         clock_M = np.maximum.accumulate(batch.time_M)
         done = step(layout, batch, clock_M, loaded)
         for name, added in increments_of(layout, batch, clock_M, loaded.ring_owner).items():
-            accumulate(rings[name], added)
+            accumulate(layout.pipeline.profiles[name], rings[name], added)
         with torch.inference_mode():
             score_M = self._detector(*tensors(done.encoded)).sigmoid().tolist()
         self._write(entities, done.states_N, {name: names for name, (names, _) in named.items()}, rings)

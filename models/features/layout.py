@@ -27,7 +27,10 @@ from models.pipeline.spec import (
     Profile,
 )  # fmt: skip
 
-__all__ = ["BUCKETS_PER_HALF_LIFE", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout", "as_bytes"]
+__all__ = [
+    "BUCKETS_PER_HALF_LIFE", "PER_STRETCH", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout", "as_bytes",
+    "verdict_rings",
+]  # fmt: skip
 
 STATE_VERSION = 2
 
@@ -37,6 +40,11 @@ STATE_VERSION = 2
 BUCKETS_PER_HALF_LIFE = 6
 VISIBLE_SLOTS = 32
 RING_SLOTS = 40
+# Verdicts are kept in rings of their own behind these, in places of the same size; see `models.features.verdicts`.
+# Of one stretch of time so many are kept. There is room for three stretches that are not read yet, and for what of a
+# fourth may stay empty.
+PER_STRETCH = 4
+SPARE_VERDICTS = 3 * PER_STRETCH + PER_STRETCH - 1
 
 TRANSFORMS = {"linear": LINEAR, "log1p": LOG1P, "asinh": ASINH}
 
@@ -64,7 +72,11 @@ class Layout:
         self.length = pipeline.window.length
         self.state_dtype = self._state_dtype()
         self.layout_id = self._layout_id()
-        self.inputs = InputSpec(self._x_names(), self._codes(), self._context_names(), self.length)
+        judged = {name: p.verdicts for name, p in pipeline.profiles.items() if p.verdicts}
+        self.inputs = InputSpec(
+            self._x_names(), self._codes(), self._context_names(), self.length,
+            tuple(judged), max(judged.values(), default=0),
+        )  # fmt: skip
         self.facts = self._facts()
 
     def empty_states(self, count: int) -> NDArray[np.void]:
@@ -79,12 +91,23 @@ class Layout:
 
     def profile_id(self, profile: Profile) -> int:
         """32 bits that change when stored rings of this profile could no longer be read."""
-        facts = [RING_SLOTS, BUCKETS_PER_HALF_LIFE, profile.half_lives_ms, profile.key, profile.amount]
+        facts: list[object] = [RING_SLOTS, BUCKETS_PER_HALF_LIFE, profile.half_lives_ms, profile.key, profile.amount]
+        if profile.verdicts:
+            how = None if profile.amount is None else self.transform(profile.amount)
+            facts += [verdict_rings(profile), profile.compare, how]
         return zlib.crc32(msgspec.json.encode(facts))
 
     def empty_profiles(self, profile: Profile, count: int) -> NDArray[np.void]:
-        """Profiles never heard of: structured (P, half-lives, RING_SLOTS), all 0: no slot holds anything."""
-        return np.zeros((count, len(profile.half_lives), RING_SLOTS), SLOT)
+        """Profiles never heard of: structured (P, R, RING_SLOTS), all 0: no slot holds anything.
+
+        R: a ring for each half-life, then those of the verdicts, if there are any.
+        """
+        return np.zeros((count, len(profile.half_lives) + verdict_rings(profile), RING_SLOTS), SLOT)
+
+    def compared(self, name: str) -> str | None:
+        """The profile whose usual amount the verdicts of this one are compared with; None without any."""
+        profile = self.pipeline.profiles[name]
+        return (profile.compare or name) if profile.verdicts and profile.amount is not None else None
 
     def _state_dtype(self) -> np.dtype:
         row = np.dtype([
@@ -168,6 +191,11 @@ class Layout:
                 stats += ["amount", "amount_ratio"] if profile.amount else []
                 names += [f"{name}.{stat}.{half_life}" for stat in stats]
         return tuple(names)
+
+
+def verdict_rings(profile: Profile) -> int:
+    """Rings that hold the verdicts a profile keeps, those it shows and the spare; 0 without verdicts."""
+    return -(-(profile.verdicts + SPARE_VERDICTS) // RING_SLOTS) if profile.verdicts else 0
 
 
 def as_bytes(states_N: NDArray[np.void]) -> NDArray[np.uint8]:

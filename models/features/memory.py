@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from models.events import EventBatch, LabelBatch
 from models.features.layout import Layout
-from models.features.profiles import accumulate, collect
+from models.features.profiles import accumulate
+from models.features.ratios import compared_profiles, label_increments
 from models.features.step import Loaded, Step, increments_of, step
 from models.pipeline.spec import Pipeline
 
@@ -55,15 +56,17 @@ class MemoryStore:
         result = step(self.layout, batch, clock_M, loaded)
         self._states.array[rows_N] = result.states_N
         for name, added in increments_of(self.layout, batch, clock_M, ring_owner, result.applied_A).items():
-            accumulate(rings[name], added)
+            accumulate(self.layout.pipeline.profiles[name], rings[name], added)
             self._profiles[name].array[ring_rows[name]] = rings[name]
         return result
 
     def learn(self, labels: LabelBatch, clock_M: NDArray[np.int64]) -> None:
         """Apply labels to the shared profiles. clock_M: as in `step`, of the labels' arrival times."""
-        for name, profile in self.layout.pipeline.profiles.items():
-            owner_M = self._rows_of_keys(name, labels.profile_keys[name])
-            accumulate(self._profiles[name].array, collect(profile, owner_M, clock_M, fraud_M=labels.fraud_M))
+        layout = self.layout
+        owners = {name: self._rows_of_keys(name, keys) for name, keys in labels.profile_keys.items()}
+        rings = {name: self._profiles[name].array for name in compared_profiles(layout, labels)}
+        for name, added in label_increments(layout, labels, clock_M, owners, rings).items():
+            accumulate(layout.pipeline.profiles[name], self._profiles[name].array, added)
 
     def state(self, entity: str) -> NDArray[np.void]:
         """The state of one entity: structured (1,); an empty one when it was never heard of."""
@@ -71,7 +74,7 @@ class MemoryStore:
         return self.layout.empty_states(1) if row is None else self._states.array[row : row + 1].copy()
 
     def profile(self, name: str, key: str) -> NDArray[np.void]:
-        """The rings of one shared profile: structured (1, half-lives, RING_SLOTS)."""
+        """The rings of one shared profile: structured (1, R, RING_SLOTS)."""
         row = self._profiles[name].index.get(key)
         if row is None:
             return self.layout.empty_profiles(self.layout.pipeline.profiles[name], 1)

@@ -7,7 +7,9 @@ sums are exact. An event of the partition's clock c reads the buckets that ended
 far other partitions and labels have got. An event counts in the bucket of its partition's clock, the greatest
 event time so far, not of its own time: a bucket that was read never changes.
 
-Legend: P profiles, R half-lives, S ring slots, M contributions or reading events, C columns of context.
+A profile with `verdicts` has rings of another kind behind these: `models.features.verdicts` says what they hold.
+
+Legend: P profiles, R rings, S ring slots, M contributions or reading events, C columns of context.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ from numpy.typing import NDArray
 from models.compiled import compiled, inlined, plain
 from models.features.layout import BUCKETS_PER_HALF_LIFE, RING_SLOTS, VISIBLE_SLOTS, Layout
 from models.features.numerics import LINEAR, log1p, transformed
+from models.features.verdicts import UNKNOWN_RATIO, capacity, flat_words, insert, span_ms, stretch_ms
 from models.pipeline.spec import Profile
 
-__all__ = ["AMOUNT_SCALE", "COUNTERS", "Increments", "accumulate", "bucket_ms", "collect", "read", "safe_span_ms"]
+__all__ = [
+    "AMOUNT_SCALE", "COUNTERS", "WEIGHTS", "Increments", "accumulate", "bucket_ms", "collect", "faded", "read",
+    "safe_end_ms", "words_of",
+]  # fmt: skip
 
 AMOUNT_SCALE = 1000  # amounts are summed in thousandths, as integers
 AMOUNT_LIMIT = 1e12  # one event adds at most this: Redis adds in doubles, exact below 2^53 thousandths
@@ -41,6 +47,10 @@ class Increments:
 
     owner: int64, the profile as a row of what was loaded. ring: which half-life. bucket: number of the time
     bucket since the epoch. count, labels, frauds, amount (thousandths): int64.
+
+    Behind an owner's rows of half-lives stand its new verdicts, a row each. ring: one more than the last half-life's.
+    bucket: the clock at which it came, ms. count: the bits of the event's id_hash. frauds: 1 for fraud. amount: the
+    ratio in thousandths.
     """
 
     owner: NDArray[np.int64]
@@ -60,10 +70,24 @@ def bucket_ms(half_life_ms: int) -> int:
     return max(half_life_ms // BUCKETS_PER_HALF_LIFE, 1)
 
 
-def safe_span_ms(layout: Layout) -> int | None:
-    """The longest stretch of clock that may be added before it is read: its last event must not push out of a ring
-    what its first, which looks `delay` back and VISIBLE_SLOTS further, still reads. None without profiles."""
-    return min((_safe_span_ms(profile) for profile in layout.pipeline.profiles.values()), default=None)
+def safe_end_ms(layout: Layout, start_ms: int) -> int | None:
+    """How far the clock may go from `start_ms` while labels are added before events that come with or before them.
+
+    What is read at the start must not be pushed out by what is added at the end, of a ring (an event looks `delay`
+    back and VISIBLE_SLOTS further) or of the verdicts. And the usual amount that the last label is compared with must
+    not lack any of these events: its bucket has to have ended by the start. None without profiles.
+    """
+    ends = []
+    for name, profile in layout.pipeline.profiles.items():
+        ends.append(start_ms + _safe_span_ms(profile))
+        other = layout.compared(name)
+        if profile.verdicts:
+            ends.append(start_ms + span_ms(profile))
+        if other is not None:
+            compared = layout.pipeline.profiles[other]
+            length = bucket_ms(compared.half_lives_ms[-1])
+            ends.append((start_ms // length + 1) * length + compared.delay_ms - 1)
+    return min(ends, default=None)
 
 
 def collect(
@@ -73,31 +97,44 @@ def collect(
     *,
     amount_M: NDArray[np.floating] | None = None,
     fraud_M: NDArray[np.bool_] | None = None,
+    id_M: NDArray[np.uint64] | None = None,
+    ratio_M: NDArray[np.int64] | None = None,
 ) -> Increments:
-    """What M events (or, with `fraud_M`, labels) add. owner_M: -1 where there is no such profile."""
+    """What M events (or, with `fraud_M`, labels) add. owner_M: -1 where there is no such profile.
+
+    id_M: of labels, hashes of the events' ids; each is also a verdict of its own then. ratio_M: thousandths.
+    """
     owner_M = plain(owner_M, np.int64)
     lengths_R = _bucket_lengths(profile)
-    out_7I = np.empty((7, len(owner_M) * len(lengths_R)), np.int64)
+    judged, kept = fraud_M is not None, id_M is not None
+    out_7I = np.empty((7, len(owner_M) * (len(lengths_R) + kept)), np.int64)
     amounts_M = plain(np.zeros(len(owner_M)) if amount_M is None else amount_M, np.float64)
     frauds_M = np.zeros(len(owner_M), np.bool_) if fraud_M is None else plain(fraud_M, np.bool_)
+    bits_M = np.zeros(0, np.int64) if id_M is None else plain(id_M, np.uint64).view(np.int64)
+    if ratio_M is None:
+        ratio_M = np.full(len(bits_M), UNKNOWN_RATIO, np.int64)
     order_M = np.argsort(owner_M, kind="stable")
     rows = _collect(
-        order_M, owner_M, plain(clock_M, np.int64), amounts_M, frauds_M, fraud_M is not None, lengths_R, out_7I
-    )
+        order_M, owner_M, plain(clock_M, np.int64), amounts_M, frauds_M, judged, lengths_R, kept, bits_M,
+        plain(ratio_M, np.int64), out_7I,
+    )  # fmt: skip
     return Increments(*out_7I[:, :rows])
 
 
-def accumulate(rings_PRS: NDArray[np.void], add: Increments) -> None:
-    """Add in place. A bucket older than what its slot holds now is dropped; a newer one takes the slot.
+def accumulate(profile: Profile, rings_PRS: NDArray[np.void], add: Increments) -> None:
+    """Add in place. A bucket older than what its slot holds now is dropped; a newer one takes the slot. Verdicts that
+    are there already, or for which there is no room, are dropped.
 
     rings_PRS: contiguous and writable. Increments whose owner is -1 are left out, so that those of another batch can
     be added to what was loaded for this one: their owners are this batch's rows, or -1 for profiles it lacks.
     """
     if not len(add):
         return
-    words_PRW, longs_PRW = _words(rings_PRS)
     columns_7I = np.stack((add.owner, add.ring, add.bucket, add.count, add.labels, add.frauds, add.amount))
-    _accumulate(words_PRW, longs_PRW, plain(columns_7I, np.int64))
+    _accumulate(
+        *words_of(rings_PRS), *flat_words(rings_PRS), len(profile.half_lives), capacity(profile), stretch_ms(profile),
+        plain(columns_7I, np.int64),
+    )  # fmt: skip
 
 
 def read(
@@ -129,7 +166,7 @@ def read(
     if profile.amount is not None:
         amount, how = layout.values.index(profile.amount), layout.transform(profile.amount)
     _read(
-        *_words(rings), adds, lengths_R, profile.delay_ms, how, WEIGHTS,
+        *words_of(rings), adds, lengths_R, profile.delay_ms, how, WEIGHTS,
         owner_M, clock_M, values_MV, amount, applied_M, context_MC, column,
     )  # fmt: skip
     return column + (4 if amount < 0 else 6) * len(lengths_R)
@@ -144,7 +181,7 @@ def _bucket_lengths(profile: Profile) -> NDArray[np.int64]:
     return np.array([bucket_ms(half_life) for half_life in profile.half_lives_ms], dtype=np.int64)
 
 
-def _words(rings_PRS: NDArray[np.void]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def words_of(rings_PRS: NDArray[np.void]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """The memory of the slots, as words of four and of eight bytes."""
     return plain(rings_PRS.view(np.int32), np.int32), plain(rings_PRS.view(np.int64), np.int64)
 
@@ -198,7 +235,7 @@ def _read(
         for r in range(len(lengths_R)):
             # the newest bucket that ended by clock - delay
             newest = (clock_M[m] - delay) // lengths_R[r] - 1
-            count, labels, frauds, total = _faded(words_PRW[owner, r], longs_PRW[owner, r], newest, weights_S)
+            count, labels, frauds, total = faded(words_PRW[owner, r], longs_PRW[owner, r], newest, weights_S)
             c = column + r * width
             context_MC[m, c] = log1p(count)
             context_MC[m, c + 1] = frauds / (labels + RATE_PRIOR)
@@ -214,7 +251,7 @@ def _read(
 
 
 @inlined
-def _faded(
+def faded(
     words_W: NDArray[np.int32], longs_W: NDArray[np.int64], newest: int, weights_S: NDArray[np.float64]
 ) -> tuple[float, float, float, float]:
     """Weighted count, labels, frauds and amount of the visible buckets, in the order of their ages."""
@@ -266,12 +303,26 @@ def _thousandths(amount: float) -> int:
 
 
 @compiled
-def _accumulate(words_PRW: NDArray[np.int32], longs_PRW: NDArray[np.int64], columns_7I: NDArray[np.int64]) -> None:
+def _accumulate(
+    words_PRW: NDArray[np.int32],
+    longs_PRW: NDArray[np.int64],
+    words_PW: NDArray[np.int32],
+    longs_PW: NDArray[np.int64],
+    half_lives: int,
+    room: int,
+    stretch: int,
+    columns_7I: NDArray[np.int64],
+) -> None:
     for i in range(columns_7I.shape[1]):
         owner, ring, bucket = columns_7I[0, i], columns_7I[1, i], columns_7I[2, i]
-        if owner >= 0:
-            counted, labels, frauds, amount = columns_7I[3, i], columns_7I[4, i], columns_7I[5, i], columns_7I[6, i]
+        if owner < 0:
+            continue
+        counted, labels, frauds, amount = columns_7I[3, i], columns_7I[4, i], columns_7I[5, i], columns_7I[6, i]
+        if ring < half_lives:
             _add(words_PRW[owner, ring], longs_PRW[owner, ring], bucket, counted, labels, frauds, amount)
+        elif room:
+            first = half_lives * RING_SLOTS
+            insert(words_PW[owner], longs_PW[owner], first, room, stretch, bucket, counted, frauds, amount)
 
 
 @compiled
@@ -283,6 +334,9 @@ def _collect(
     fraud_M: NDArray[np.bool_],
     judged: bool,
     lengths_R: NDArray[np.int64],
+    kept: bool,
+    id_M: NDArray[np.int64],
+    ratio_M: NDArray[np.int64],
     out_7I: NDArray[np.int64],
 ) -> int:
     """Fills the seven columns of Increments; how many rows. order_M: positions sorted by owner."""
@@ -302,6 +356,12 @@ def _collect(
                     out_7I[4, row] += judged
                     out_7I[5, row] += fraud_M[m]
                     out_7I[6, row] += _thousandths(amount_M[m])
+        if kept and owner >= 0:
+            for m in order_M[first:stop]:
+                out_7I[0, rows], out_7I[1, rows], out_7I[2, rows] = owner, len(lengths_R), clock_M[m]
+                out_7I[3, rows], out_7I[4, rows] = id_M[m], 1
+                out_7I[5, rows], out_7I[6, rows] = fraud_M[m], ratio_M[m]
+                rows += 1
         first = stop
     return rows
 

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from models.clock import DAY_MS
 from models.compiled import plain
-from models.events import EventBatch
+from models.events import EventBatch, LabelBatch
 from models.features.encoded import Encoded
 from models.features.entities import Events, Windows, advance
 from models.features.layout import Layout, as_bytes
 from models.features.profiles import Increments, accumulate, collect, read
+from models.features.ratios import compared_profiles, label_increments
+from models.features.verdicts import read_verdicts
 
 __all__ = ["Loaded", "Step", "increments_of", "step", "warm_up"]
 
@@ -28,7 +30,7 @@ class Loaded:
     """What a batch of M events needs from a store.
 
     states_N: one state an entity that occurs (`Layout.state_dtype`). owner_M: each event's row in it.
-    rings: for each shared profile, the rings of the P that occur (P, half-lives, RING_SLOTS).
+    rings: for each shared profile, the rings of the P that occur (P, R, RING_SLOTS).
     ring_owner: for each profile, each event's row in it, -1 where the event has no such key.
     """
 
@@ -69,16 +71,17 @@ def step(layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: 
     next_N = np.empty_like(states_N)
     out = _empty_windows(layout, len(batch))
     advance(layout.facts, as_bytes(states_N), events, as_bytes(next_N), out)
-    column = layout.facts.context
+    column, clock_M = layout.facts.context, plain(clock_M, np.int64)
     for name, profile in layout.pipeline.profiles.items():
         column = read(
-            layout, profile, loaded.rings[name], loaded.ring_owner[name], plain(clock_M, np.int64),
+            layout, profile, loaded.rings[name], loaded.ring_owner[name], clock_M,
             events.values_MV, out.applied_M, out.context_MC, column,
         )  # fmt: skip
     inputs, shape = layout.inputs, out.mask_ML.shape
     encoded = Encoded(
         out.x_MLF.reshape(*shape, len(inputs.x)), out.codes_MLK.reshape(*shape, len(inputs.codes)),
-        out.mask_ML, out.context_MC, np.zeros((len(batch), *inputs.verdict_shape), np.float32),
+        out.mask_ML, out.context_MC,
+        read_verdicts(layout, loaded.rings, loaded.ring_owner, clock_M, out.applied_M),
     )  # fmt: skip
     if out.applied_M.all():
         return Step(encoded, np.arange(len(batch)), out.late_M, next_N)
@@ -122,7 +125,14 @@ def warm_up(layout: Layout) -> None:
     clock_M = np.maximum.accumulate(time_M)
     step(layout, batch, clock_M, Loaded(layout.empty_states(1), np.zeros(2, np.int64), rings, owners))
     for name, added in increments_of(layout, batch, clock_M, owners).items():
-        accumulate(rings[name], added)
+        accumulate(layout.pipeline.profiles[name], rings[name], added)
+    labels = LabelBatch(
+        batch.event_id, time_M, batch.id_hash_M, np.array([True, False]), batch.profile_keys,
+        {name: np.array([1.0, np.nan]) for name in layout.pipeline.label_amounts},
+    )  # fmt: skip
+    compared = {name: rings[name] for name in compared_profiles(layout, labels)}
+    for name, added in label_increments(layout, labels, clock_M, owners, compared).items():
+        accumulate(layout.pipeline.profiles[name], rings[name], added)
 
 
 def _empty_windows(layout: Layout, events: int) -> Windows:

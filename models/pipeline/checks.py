@@ -69,8 +69,6 @@ class _Checks:
 
     def _profile(self, key: str, profile: Profile) -> None:
         self._reference(f"{key}.key", profile.key, EntityField)
-        if profile.key == self.p.entity:
-            self._fail(f"{key}.key", profile.key, "another field than pipeline.entity, whose own state holds its past")
         if profile.amount is not None:
             self._reference(f"{key}.amount", profile.amount, NumberField)
         self._increasing(f"{key}.half_lives", profile.half_lives, profile.half_lives_ms)
@@ -80,10 +78,24 @@ class _Checks:
             # the rings have room for a reader this far behind, and for partitions that run ahead of it
             longest = f"at most half of the shortest half-life, {profile.half_lives[0]}"
             self._fail(f"{key}.delay", profile.delay, longest)
+        if profile.compare is not None:
+            self._compare(f"{key}.compare", profile, profile.compare)
+
+    def _compare(self, key: str, profile: Profile, name: str) -> None:
+        """A verdict's amount is compared with the mean of the same field."""
+        if not profile.verdicts:
+            self._fail(key, name, "verdicts above 0 beside it: only verdicts are compared")
+        if profile.amount is None:
+            self._fail(key, name, "an amount beside it: that is what is compared")
+        if name not in self.p.profiles:
+            self._fail(key, name, f"the name of a profile ({', '.join(self.p.profiles)})")
+        if (other := self.p.profiles[name].amount) != profile.amount:
+            has = "none" if other is None else other
+            self._fail(key, name, f"a profile with amount = {profile.amount} (profiles.{name} has {has})")
 
     def _label_keys_are_unique(self) -> None:
-        """A label is one JSON object: the event's id, the verdict, the time and the profiles' keys."""
-        fields = dict.fromkeys([self.p.pipeline.event_id, *(p.key for p in self.p.profiles.values())])
+        """A label is one JSON object: the event's id, the verdict, the time, the profiles' keys and amounts."""
+        fields = [self.p.pipeline.event_id, *self.p.profile_keys, *self.p.label_amounts]
         seen = {self.p.json_key(name): f"fields.{name}" for name in fields}
         for part in ("verdict", "time"):
             key = getattr(self.p.labels, part)

@@ -110,7 +110,8 @@ def event_schema(pipeline: Pipeline) -> Json:
 
 def _label_schema(pipeline: Pipeline) -> Json:
     labels, event_id = pipeline.labels, pipeline.json_key(pipeline.pipeline.event_id)
-    keys = dict.fromkeys(pipeline.json_key(profile.key) for profile in pipeline.profiles.values())
+    keys = [pipeline.json_key(name) for name in pipeline.profile_keys]
+    amounts = {pipeline.json_key(name): _value(pipeline.fields[name]) for name in pipeline.label_amounts}
     return {
         "type": "object",
         "properties": {
@@ -118,6 +119,7 @@ def _label_schema(pipeline: Pipeline) -> Json:
             labels.verdict: {"enum": [0, 1, True, False], "description": "1 or true: fraud"},
             labels.time: _value(pipeline.fields[pipeline.pipeline.time]) | {"description": "when the label arrived"},
             **{key: _nullable(IDENTIFIER) | {"description": "as in the event"} for key in keys},
+            **{key: _nullable(schema) | {"description": "as in the event"} for key, schema in amounts.items()},
         },
         "required": [event_id, labels.verdict, labels.time],
     }

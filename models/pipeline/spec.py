@@ -196,6 +196,16 @@ class Pipeline(_Part, frozen=True):
         """The key under which an event carries a field (not for geo, which has two)."""
         return self.fields[name].source or name
 
+    @property
+    def profile_keys(self) -> list[str]:
+        """The entity fields that name shared profiles."""
+        return sorted({profile.key for profile in self.profiles.values()})
+
+    @property
+    def label_amounts(self) -> list[str]:
+        """The number fields by which verdicts are compared: a label may say them."""
+        return sorted({p.amount for p in self.profiles.values() if p.verdicts and p.amount is not None})
+
     def topic(self, kind: str) -> str:
         """`<pipeline>.<kind>`: events, labels, alerts, scores, dead-letter, models, ingest."""
         return f"{self.name}.{kind}"

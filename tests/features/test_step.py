@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.events import EventBatch
-from models.features import entities, profiles
+from models.features import entities, profiles, verdicts
 from models.features.layout import Layout
 from models.features.profiles import Increments, accumulate
 from models.features.step import Loaded, Step, increments_of, step, warm_up
@@ -53,7 +53,7 @@ def _one_by_one(batch: EventBatch, clock_M: np.ndarray, loaded: Loaded) -> tuple
         now = replace(loaded, owner_M=loaded.owner_M[at], ring_owner=owners)
         steps.append(step(LAYOUT, batch.take(at), clock_M[at], now))
         for name, added in increments_of(LAYOUT, batch.take(at), clock_M[at], owners, steps[-1].applied_A).items():
-            accumulate(loaded.rings[name], added)
+            accumulate(LAYOUT.pipeline.profiles[name], loaded.rings[name], added)
         loaded = replace(loaded, states_N=steps[-1].states_N)
     return steps, loaded
 
@@ -72,7 +72,7 @@ def test_many_events_of_one_entity_are_as_if_they_came_alone(owners: int) -> Non
     assert whole.applied_A.tolist() == expected
     # of one entity two repeats are still in the window; of three entities each comes under another one
     assert len(expected) == (118 if owners == 1 else 120)
-    for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC"):
+    for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC", "verdicts_BJSG"):
         alone = np.concatenate([getattr(s.encoded, name) for s in steps])
         assert getattr(whole.encoded, name).tobytes() == alone.tobytes(), name
     assert whole.late_A.tolist() == np.concatenate([s.late_A for s in steps]).tolist()
@@ -81,7 +81,7 @@ def test_many_events_of_one_entity_are_as_if_they_came_alone(owners: int) -> Non
     for name, added in increments_of(
         LAYOUT, batch, clock_M, dict.fromkeys(RING_NAMES, ring_owner_M), whole.applied_A
     ).items():
-        accumulate(rings[name], added)
+        accumulate(LAYOUT.pipeline.profiles[name], rings[name], added)
         assert np.array_equal(rings[name], loaded.rings[name])
 
 
@@ -94,7 +94,7 @@ def test_what_was_loaded_is_left_as_it_was() -> None:
     result = step(LAYOUT, batch, clock_M, loaded)
     assert (loaded.states_N.tobytes(), [rings.tobytes() for rings in loaded.rings.values()]) == before
     assert int(result.states_N["count"][0]) == 40
-    counts_A = result.encoded.context_BC[:, LAYOUT.inputs.context.index("merchant.count.1d")]
+    counts_A = result.encoded.context_BC[:, LAYOUT.inputs.context.index("merchant.count.7d")]
     assert counts_A[0] == 0 < counts_A[-1], "the last events saw the first ones"
 
 
@@ -116,7 +116,7 @@ def test_any_kind_of_memory_gives_the_same_bits_and_is_not_compiled_for() -> Non
     clock_M = np.maximum.accumulate(batch.time_M)
     loaded = _loaded(owner_M, 2, owner_M, 2)
     plain = step(LAYOUT, batch, clock_M, loaded)
-    kernels = [entities.advance, profiles._read, profiles._collect, profiles._accumulate, profiles._apart]
+    kernels = [entities.advance, profiles._read, profiles._collect, profiles._accumulate, profiles._apart, verdicts._read]
     known = [list(kernel.signatures) for kernel in kernels]  # type: ignore[attr-defined]
     strided = np.repeat(batch.time_M, 2)[::2]
     odd = replace(batch, time_M=strided, values_MV=np.asfortranarray(batch.values_MV))
@@ -137,10 +137,10 @@ def test_increments_of_another_batch_are_added_to_the_rows_that_are_here() -> No
     owner_M = np.array([0, 1, 2, 0, 1, 2])
     added = increments_of(LAYOUT, batch, batch.time_M, dict.fromkeys(RING_NAMES, owner_M))["merchant"]
     whole = LAYOUT.empty_profiles(profile, 3)
-    accumulate(whole, added)
+    accumulate(profile, whole, added)
     here = np.array([1, -1, 0])  # of the three, the last and the first are loaded, in this order
     moved = Increments(here[added.owner], *(getattr(added, n) for n in Increments.__slots__[1:]))
     rings = LAYOUT.empty_profiles(profile, 2)
-    accumulate(rings, moved)
+    accumulate(profile, rings, moved)
     assert rings.tobytes() == whole[[2, 0]].tobytes()
     assert int(whole["count"].sum()) == 6 * len(profile.half_lives)

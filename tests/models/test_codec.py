@@ -209,7 +209,7 @@ def test_columns_of_an_event(payments: Codec) -> None:
     assert payments.layout.hashes == ("merchant_category", "channel", "merchant_id", "device_id")
     assert batch.hashes_MK[0].tolist() == [hash32("books"), hash32("web"), hash32("m1"), hash32("d1")]
     assert batch.hashes_MK[1].tolist() == [hash32("books"), 0, hash32("m1"), 0]
-    assert batch.profile_keys == {"merchant": ["m1", "m1"], "device": ["d1", None]}
+    assert batch.profile_keys == {"card": ["c1", "c1"], "merchant": ["m1", "m1"], "device": ["d1", None]}
     assert (batch.entity, batch.event_id, batch.time_M.tolist()) == (["c1"] * 2, ["t1"] * 2, [NOW_MS] * 2)
     assert batch.id_hash_M.tolist() == [hash64("t1")] * 2
 
@@ -351,13 +351,19 @@ def test_bad_labels_have_reasons(payments: Codec) -> None:
         (good | {"is_fraud": None}, "schema"), (good | {"is_fraud": True}, None), (b"\xff", "encoding"), (b"", "empty"),
         (None, "empty"), (good | {"label_time": "1960-01-01T00:00:00Z"}, "time"), (b"x" * (MAX_BYTES + 1), "size"),
         (good | {"label_time": "2024-01-02T00:00:00Z"}, "future"), (b"{nope}", "json"), (good | {"is_fraud": 0}, None),
+        (good | {"amount": "7"}, "schema"), (good | {"amount": -0.01}, "range"), (good | {"amount": 1e8}, "range"),
+        (good | {"amount": None}, None), (good | {"amount": 7}, None),
+        (json.dumps(good | {"amount": 1})[:-2].encode() + b"NaN}", "json"),
     ]  # fmt: skip
     values = [json.dumps(v).encode() if isinstance(v, dict) else v for v, _ in cases]
     labels = payments.decode_labels(values, np.full(len(values), NOW_MS))
     reasons = {bad.index: bad.reason for bad in labels.bad}
     assert [reasons.get(i) for i in range(len(cases))] == [reason for _, reason in cases]
     assert labels.good.tolist() == [i for i, (_, reason) in enumerate(cases) if reason is None]
-    assert labels.batch.fraud_M.tolist() == [True, True, False]
+    assert labels.batch.fraud_M.tolist() == [True, True, False, True, True]
+    np.testing.assert_array_equal(labels.batch.amounts["amount"], [math.nan] * 4 + [7.0])
+    (low,) = (bad.detail for bad in labels.bad if values[bad.index] == json.dumps(good | {"amount": -0.01}).encode())
+    assert low == "amount = -0.01: expected a number from 0.0 to 10000000.0"
 
 
 def test_an_event_with_an_unreadable_member_nobody_reads_can_be_shown(payments: Codec) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.codec import Codec
-from models.hashing import hash32
+from models.hashing import hash32, hash64
 from models.pipeline.load import load_pipeline, parse_pipeline
 
 NOW_MS = 1_704_067_200_000  # 2024-01-01T00:00:00Z
@@ -114,14 +114,17 @@ def test_numpy_values_are_encoded_as_plain_ones(payments: Codec) -> None:
 
 
 def test_labels_survive(payments: Codec) -> None:
-    """A label keeps its event, verdict, arrival and profile keys; a key that is missing stays missing."""
+    """A label keeps its event, verdict, arrival, profile keys and amount; what is missing stays missing."""
     values = [
-        payments.encode_label("t1", NOW_MS, True, {"merchant_id": "m1", "device_id": None}),
-        payments.encode_label(8, NOW_MS - 1, False, {"merchant_id": 3, "device_id": "d"}),
+        payments.encode_label("t1", NOW_MS, True, {"merchant_id": "m1", "device_id": None, "amount": 12.34}),
+        payments.encode_label(8, NOW_MS - 1, False, {"card_id": "c", "merchant_id": 3, "device_id": "d"}),
     ]
     labels = payments.decode_labels(values, np.full(2, NOW_MS))
     assert labels.bad == []
     assert labels.batch.event_id == ["t1", "8"]
     assert labels.batch.fraud_M.tolist() == [True, False]
     assert labels.batch.time_M.tolist() == [NOW_MS, NOW_MS - 1]
-    assert labels.batch.profile_keys == {"merchant": ["m1", "3"], "device": [None, "d"]}
+    keys = {"card": [None, "c"], "merchant": ["m1", "3"], "device": [None, "d"]}
+    assert labels.batch.profile_keys == keys
+    np.testing.assert_array_equal(labels.batch.amounts["amount"], [12.34, np.nan])
+    assert labels.batch.id_hash_M.tolist() == [hash64("t1"), hash64("8")]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import PipelineError
+from models.features.layout import Layout
 from models.pipeline import digest, load_pipeline, parse_pipeline, shipped_pipelines
 from models.pipeline.spec import EntityField, NumberField
 
@@ -94,12 +95,17 @@ MISTAKES = [
     ('type = "geo"', 'type = "geo", source = "pos"', "fields.place.source", "latitude and longitude instead"),
     ("max = 100", "max = 0", "fields.weight.max", "a number above min = 0"),
     ("min = 0,", 'transform = "log1p",', "fields.weight.transform", "min of 0 or more (it is None)"),
-    ('key = "depot"', 'key = "van"', "profiles.depot.key", "another field than pipeline.entity"),
+    ('key = "depot"', 'key = "weight"', "profiles.depot.key", "a field of type entity (van, depot)"),
     ('amount = "weight"', 'amount = "kind"', "profiles.depot.amount", "a field of type number (weight)"),
     ('["1h", "1d"]', '["1d", "1h"]', "profiles.depot.half_lives", "increasing order"),
     ('["1h", "1d"]', '["11s"]', "profiles.depot.half_lives", "12s or more"),
     ('delay = "30m"', 'delay = "31m"', "profiles.depot.delay", "at most half of the shortest half-life, 1h"),
     ('max_future = "10m"', 'max_future = "0s"', "pipeline.max_future", "above zero"),
+    ('delay = "30m"', "verdicts = 65", "profiles.depot.verdicts", "a whole number <= 64"),
+    ('delay = "30m"', "verdicts = -1", "profiles.depot.verdicts", "a whole number >= 0"),
+    ('amount = "weight"', 'amount = "weight"\ncompare = "depot"', "profiles.depot.compare", "verdicts above 0 beside it"),
+    ('amount = "weight"', 'amount = "weight"\nverdicts = 4\ncompare = "van"', "profiles.depot.compare", "the name of a profile (depot)"),
+    ('amount = "weight"', 'verdicts = 4\ncompare = "depot"', "profiles.depot.compare", "an amount beside it"),
 ]
 
 
@@ -117,6 +123,10 @@ def test_a_mistake_is_named_by_file_key_and_expectation(old: str, new: str, key:
     ("more", "key", "expected"),
     [
         ('[labels]\nverdict = "scanId"', "labels.verdict", "fields.scan reads this one"),
+        ('[profiles.van]\nkey = "van"\namount = "weight"\nverdicts = 1\n[labels]\nverdict = "weight"', "labels.verdict",
+         "fields.weight reads this one"),
+        ('[profiles.van]\nkey = "van"\n[profiles.all]\nkey = "depot"\namount = "weight"\nverdicts = 1\ncompare = "van"',
+         "profiles.all.compare", "a profile with amount = weight (profiles.van has none)"),
         ('[labels]\nverdict = "v"\ntime = "v"', "labels.time", "labels.verdict reads this one"),
         ('[state]\nttl = "1d"', "state.ttl", "at least the longest horizon, 30d"),
         ('[window]\nhorizons = ["1d", "1h"]', "window.horizons", "increasing order"),
@@ -129,6 +139,18 @@ def test_a_mistake_in_an_optional_table_is_named(more: str, key: str, expected: 
     error = error_of(f"{GOOD}\n{more}\n")
     assert error.key == key
     assert expected in error.expected
+
+
+def test_a_profile_may_be_the_entitys_own() -> None:
+    """What others' verdicts are compared with; without `compare`, verdicts are compared with their own profile."""
+    more = '[profiles.own]\nkey = "van"\namount = "weight"\nverdicts = 29'
+    pipeline = parse_pipeline(f"{GOOD}\n{more}\n", "parcels.toml")
+    layout = Layout(pipeline)
+    assert (layout.compared("own"), layout.compared("depot")) == ("own", None)
+    assert (layout.inputs.verdicts, layout.inputs.verdict_shape) == (("own",), (1, 29, 7))
+    assert (pipeline.profile_keys, pipeline.label_amounts) == (["depot", "van"], ["weight"])
+    own, depot = (layout.empty_profiles(pipeline.profiles[name], 1).shape for name in ("own", "depot"))
+    assert (own, depot) == ((1, 3 + 2, 40), (1, 2, 40)), "29 and 15 to spare need two rings"
 
 
 def test_the_value_that_is_wrong_stands_in_the_message() -> None:

@@ -99,9 +99,11 @@ def test_simulated_events_and_labels_fit_their_schemas(payments: Pipeline) -> No
     for row in small.event_rows():
         assert accepted_by_schema(payments, "events", json.loads(codec.encode_event(row)))
     for row in small.label_rows():
-        keys = {"merchant_id": row["merchant_id"], "device_id": row["device_id"]}
-        label = codec.encode_label(row["event_id"], int(str(row["time"])), bool(row["fraud"]), keys)
-        assert accepted_by_schema(payments, "labels", json.loads(label))
+        fields = {name: row[name] for name in ("card_id", "merchant_id", "device_id", "amount")}
+        label = json.loads(codec.encode_label(row["event_id"], int(str(row["time"])), bool(row["fraud"]), fields))
+        assert accepted_by_schema(payments, "labels", label)
+        assert label["amount"] == row["amount"]
+        assert not accepted_by_schema(payments, "labels", label | {"amount": -1})
     assert not accepted_by_schema(payments, "labels", {"transaction_id": "t1", "is_fraud": 2, "label_time": "x"})
 
 

@@ -68,14 +68,28 @@ class Contribution:
     amount: int = 0
 
 
+@dataclass(frozen=True, order=True)
+class Verdict:
+    """A label of a shared profile, at its partition's clock. ratio: thousandths, None where it is unknown."""
+
+    clock: int
+    id_hash: int
+    fraud: int
+    ratio: int | None
+
+
 @dataclass
 class Result:
-    """Features of one event by name; x, codes and mask for each place of the window, oldest first."""
+    """Features of one event by name; x, codes and mask for each place of the window, oldest first.
+
+    verdicts: for each profile that shows any, those this event sees, oldest first.
+    """
 
     x: list[dict[str, float] | None]
     codes: list[dict[str, int] | None]
     context: dict[str, float]
     late: bool
+    verdicts: dict[str, list[dict[str, float]]]
 
 
 class Naive:
@@ -90,6 +104,7 @@ class Naive:
         self.others = [name for name in pipeline.of_type(EntityField) if name != pipeline.entity]
         self.entities: dict[str, NaiveEntity] = {}
         self.profiles: dict[tuple[str, str], list[Contribution]] = {}
+        self.verdicts: dict[tuple[str, str], set[Verdict]] = {}
 
     def event(self, row: Mapping[str, Any], clock: int) -> Result | None:
         """Apply one event; None when it is a duplicate. clock: its partition's, this event included."""
@@ -101,6 +116,11 @@ class Naive:
         late = now.time < entity.clock
         entity.clock = max(entity.clock, now.time)
         context = self._own(entity, now) | self._habits(entity, now) | self._shared(row, now, clock)
+        verdicts = {
+            name: self._seen(profile, self.verdicts.get((name, str(row.get(profile.key))), set()), clock)
+            for name, profile in self.p.profiles.items()
+            if profile.verdicts
+        }
         entity.past.append(now)
         entity.recent_ids.append(event_id)
         if len(entity.recent_ids) > self.p.window.length:
@@ -121,14 +141,51 @@ class Naive:
                 x.append(self._x(entity.past[place], before) | self._surprise(entity, entity.past[place], before))
                 codes.append(self._codes(entity.past[place]))
         self._learn(entity)
-        return Result(x, codes, context, late)
+        return Result(x, codes, context, late, verdicts)
 
-    def label(self, keys: Mapping[str, Any], fraud: bool, clock: int) -> None:
-        """One label arrived. keys: by field name."""
+    def label(self, row: Mapping[str, Any], fraud: bool, clock: int) -> None:
+        """One label arrived. row: of the event it judges, by field name."""
         for name, profile in self.p.profiles.items():
-            if keys.get(profile.key) is not None:
+            if row.get(profile.key) is not None:
                 added = Contribution(clock, labels=1, frauds=int(fraud))
-                self.profiles.setdefault((name, str(keys[profile.key])), []).append(added)
+                place = name, str(row[profile.key])
+                self.profiles.setdefault(place, []).append(added)
+                if profile.verdicts:
+                    id_hash = xxhash.xxh3_64_intdigest(str(row[self.p.pipeline.event_id]).encode()) or 1
+                    ratio = self._ratio(name, profile, row, clock)
+                    self.verdicts.setdefault(place, set()).add(Verdict(clock, id_hash, int(fraud), ratio))
+
+    def _ratio(self, name: str, profile: Profile, row: Mapping[str, Any], clock: int) -> int | None:
+        """How the amount differs from the compared profile's mean of its longest half-life, in thousandths."""
+        amount = row.get(profile.amount) if profile.amount else None
+        other = self.p.profiles[profile.compare or name]
+        past = self.profiles.get((profile.compare or name, str(row.get(other.key))), [])
+        sums = self._faded(other, other.half_lives_ms[-1], past, clock)
+        if amount is None or not sums["events"] or profile.amount is None:
+            return None
+        mean = sums["amount"] / 1000 / sums["events"]
+        return round(1000 * (self._transformed(profile.amount, amount) - self._transformed(profile.amount, mean)))
+
+    @staticmethod
+    def _seen(profile: Profile, every: set[Verdict], clock: int) -> list[dict[str, float]]:
+        """The newest of the verdicts in stretches that ended by clock - delay, four of a stretch: frauds first."""
+        stretch = max(profile.delay_ms, 60_000)
+        before = (clock - profile.delay_ms) // stretch
+        kept: list[Verdict] = []
+        for number in {v.clock // stretch for v in every if v.clock // stretch < before}:
+            of_one = [v for v in every if v.clock // stretch == number]
+            kept += sorted(of_one, key=lambda v: (-v.fraud, v.id_hash, v.clock, v.ratio or 0))[:4]
+        seen = sorted(kept, key=lambda v: (v.clock, v.id_hash, v.fraud, v.ratio or 0))[-profile.verdicts :]
+        out = []
+        for i, v in enumerate(seen):
+            ratio = 0.0 if v.ratio is None else v.ratio / 1000
+            out.append({
+                "present": 1.0, "fraud": float(v.fraud), "age": math.log1p((clock - v.clock) / 3_600_000),
+                "days": (clock - v.clock) / DAY_MS,
+                "gap": math.log1p((v.clock - seen[i - 1].clock) / 3_600_000) if i else 0.0,
+                "ratio": ratio, "fraud_ratio": ratio * v.fraud,
+            })  # fmt: skip
+        return out
 
     def _unknown(self) -> NaiveEntity:
         return NaiveEntity(

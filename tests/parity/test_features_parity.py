@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from models.columns import columns_to_batch
 from models.events import LabelBatch
-from models.features.encoded import Encoded
+from models.features.encoded import VERDICT_FEATURES, Encoded
 from models.features.layout import RING_SLOTS, Layout
 from models.features.memory import MemoryStore
+from models.hashing import hash_ids
 from models.pipeline.load import load_pipeline, parse_pipeline
 from models.pipeline.spec import (
     BooleanField,
@@ -37,7 +38,8 @@ GAPS_MS = (0, 0, 1, 90 * SECOND, 7 * MINUTE + 1, 10 * MINUTE, 45 * MINUTE, HOUR,
 BACK_MS = (0, 0, 0, 0, 1, 20 * SECOND, 11 * MINUTE, 3 * HOUR, 2 * DAY)  # how late an event is
 
 # No two counts that could be mistaken for each other are equal: 3 numbers, 1 boolean, 2 positions (4 degrees),
-# 2 categories of 5 and 7 codes, 3 other entities, 2 horizons, a window of 4, profiles of 1 and 3 half-lives.
+# 2 categories of 5 and 7 codes, 3 other entities, 2 horizons, a window of 4, profiles of 1 to 3 half-lives
+# that show 0, 2, 3 and 5 verdicts, one of them of the entity itself.
 GREENHOUSE = """
 [pipeline]
 name = "greenhouse"
@@ -70,12 +72,27 @@ horizons = ["90s", "3h"]
 key = "pump"
 half_lives = ["2h"]
 delay = "50m"
+verdicts = 2
 
 [profiles.tank]
 key = "tank"
 amount = "heat"
 half_lives = ["3h", "1d", "9d"]
 delay = "1h"
+verdicts = 5
+compare = "bed"
+
+[profiles.bed]
+key = "bed"
+amount = "heat"
+half_lives = ["1h", "4h"]
+delay = "20s"
+verdicts = 3
+
+[profiles.grower]
+key = "grower"
+half_lives = ["1d"]
+delay = "0s"
 """
 
 
@@ -216,11 +233,14 @@ def label_batch(pipeline: Pipeline, items: list[Item]) -> LabelBatch:
     def key(row: dict[str, Any], name: str) -> str | None:
         return None if row.get(name) is None else str(row[name])
 
+    ids = [item.row[pipeline.pipeline.event_id] for item in items]
     return LabelBatch(
-        event_id=[item.row[pipeline.pipeline.event_id] for item in items],
+        event_id=ids,
+        id_hash_M=hash_ids(ids),
         time_M=np.array([item.clock for item in items], dtype=np.int64),
         fraud_M=np.array([bool(item.fraud) for item in items]),
         profile_keys={n: [key(item.row, p.key) for item in items] for n, p in pipeline.profiles.items()},
+        amounts={n: np.array([item.row.get(n) for item in items], dtype=float) for n in pipeline.label_amounts},
     )
 
 
@@ -248,12 +268,19 @@ def assert_same_features(pipeline: Pipeline, outcome: Outcome, results: dict[int
     for b, result in enumerate(results.values()):
         assert outcome.encoded.mask_BL[b].tolist() == [x is not None for x in result.x]
         assert_close(inputs.context, outcome.encoded.context_BC[b], result.context)
+        for j, (name, seen) in enumerate(result.verdicts.items()):
+            assert inputs.verdicts[j] == name
+            nothing = dict.fromkeys(VERDICT_FEATURES, 0.0)
+            for found, expected in zip(
+                outcome.encoded.verdicts_BJSG[b, j], [nothing] * (inputs.verdict_length - len(seen)) + seen, strict=True
+            ):
+                assert_close(VERDICT_FEATURES, found, expected)
         for place, (x, codes) in enumerate(zip(result.x, result.codes, strict=True)):
             expected_x = x or dict.fromkeys(inputs.x, 0.0)
             assert_close(inputs.x, outcome.encoded.x_BLF[b, place], expected_x)
             names = [name for name, _ in inputs.codes]
-            found = dict(zip(names, outcome.encoded.codes_BLK[b, place].tolist(), strict=True))
-            assert found == (codes or dict.fromkeys(names, 0))
+            found_codes = dict(zip(names, outcome.encoded.codes_BLK[b, place].tolist(), strict=True))
+            assert found_codes == (codes or dict.fromkeys(names, 0))
 
 
 def assert_close(names: tuple[str, ...], found: np.ndarray, expected: dict[str, float]) -> None:
@@ -385,7 +412,7 @@ def test_what_the_streams_of_these_tests_contain() -> None:
 
 def assert_same_bits(a: Outcome, b: Outcome) -> None:
     assert (a.applied, a.late) == (b.applied, b.late)
-    for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC"):
+    for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC", "verdicts_BJSG"):
         left, right = getattr(a.encoded, name), getattr(b.encoded, name)
         assert left.dtype == right.dtype
         assert left.tobytes() == right.tobytes(), name

@@ -34,13 +34,15 @@ def stream() -> tuple[Pipeline, dict[int, Records], dict[int, Records]]:
         card = int(rng.integers(0, 12))
         late = int(rng.integers(0, 2 * HOUR_MS)) if n % 10 == 0 else 0
         merchant = f"m{rng.integers(0, 4)}"
+        amount = float(rng.lognormal(3, 1))
         event = codec.encode_event({
             "transaction_id": f"t{n}", "timestamp": time - late, "card_id": f"c{card}", "merchant_id": merchant,
-            "amount": float(rng.lognormal(3, 1)), "channel": "chip" if n % 3 else None,
+            "amount": amount, "channel": "chip" if n % 3 else None,
         })  # fmt: skip
         rows[card % PARTITIONS] += [(time, event)] * (2 if n % 50 == 0 else 1)
         arrival = time + int(rng.integers(DAY_MS, 7 * DAY_MS))
-        label = codec.encode_label(f"t{n}", arrival, n % 9 == 0, {"merchant_id": merchant})
+        said = {"card_id": f"c{card}", "amount": amount} if n % 5 else {}
+        label = codec.encode_label(f"t{n}", arrival, n % 9 == 0, {"merchant_id": merchant} | said)
         labels[n % PARTITIONS].append((arrival, label))
     return pipeline, _records(rows), _records({p: sorted(r) for p, r in labels.items()})
 
@@ -100,10 +102,12 @@ def test_replay_equals_the_records_one_by_one(
     for part in replay(history, lambda batch: np.ones(len(batch), dtype=bool)):
         for i, event_id in enumerate(part.batch.event_id):
             seen.append(event_id)
-            for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC"):
+            for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC", "verdicts_BJSG"):
                 np.testing.assert_array_equal(getattr(part.encoded, name)[i], getattr(expected[event_id], name)[0])
     assert sorted(seen) == sorted(expected)
     assert len(seen) == 600
+    ratio_BS = np.concatenate([encoded.verdicts_BJSG[:, 0, :, 5] for encoded in expected.values()])
+    assert (ratio_BS[-50:] != 0).mean() > 0.6, "merchants have a past, and most labels said an amount"
 
 
 def test_what_comes_later_changes_nothing_before(
