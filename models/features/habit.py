@@ -38,11 +38,12 @@ WIDEN = 2.0  # a deviation counts as 3 spreads at most: in 32 such events in a r
 # deviations are much greater the spread doubles, and then grows with the square of the number of values.
 FIRST_SPREAD = 0.5
 LEAST_SPREAD = 0.02  # 2 % under log1p: who always pays the same does not surprise by paying a cent more
+GREATEST_SPREAD = 1e37  # thousands of absurd values must not make it infinite, and the scores then no numbers
 SCORE_LIMIT = 10.0  # spreads; what is further off is no stranger
 
 # Values of an entity field are in two Bloom filters (Bloom, "Space/time trade-offs in hash coding with allowable
 # errors", 1970) of 64 bits, 2 bits a value; when the younger has taken in this many, it becomes the older one. So at
-# least the last 12 values are known, at most 23; a new one is taken for one of them in 10 to 18 % of cases.
+# least the last 12 values are known, at most 23; a new one is then taken for one of them in 10 to 18 % of cases.
 GENERATION = 12.0
 BITS = np.uint64(63)
 SECOND = np.uint64(6)  # its bit's number is in the next six bits of the hash
@@ -205,7 +206,8 @@ def _rate(known: float) -> float:
 
 @inlined
 def _next_spread(spread: float, deviation: float, rate: float) -> float:
-    return max(spread + rate * min(deviation - spread, WIDEN * spread), LEAST_SPREAD)
+    spread += rate * min(deviation - spread, WIDEN * spread)
+    return min(max(spread, LEAST_SPREAD), GREATEST_SPREAD)
 
 
 @inlined

@@ -117,9 +117,7 @@ def test_home_is_found_on_either_side_of_the_date_line() -> None:
     assert abs(abs(float(home["longitude"])) - 180) < 0.2
 
 
-def test_a_transform_is_part_of_the_layout() -> None:
-    """A stored usual amount is a transformed one: with another transform a state is another."""
-    text = """
+READINGS = """
 [pipeline]
 name = "p"
 entity = "e"
@@ -130,7 +128,27 @@ time = "t"
 i = { type = "id" }
 t = { type = "time" }
 e = { type = "entity" }
-a = { type = "number", min = 0, transform = "HOW" }
+a = { type = "number", TRANSFORM }
 """
-    ids = {Layout(parse_pipeline(text.replace("HOW", how), "p.toml")).layout_id for how in ("linear", "log1p")}
-    assert len(ids) == 2
+
+
+def test_absurd_values_never_make_a_score_that_is_no_number() -> None:
+    """Thousands of the greatest numbers there are, on the other side of the first, leave a finite habit."""
+    store, many = MemoryStore(parse_pipeline(READINGS.replace(", TRANSFORM", ""), "p.toml")), 7000
+    columns = {
+        "i": list(range(many)), "e": ["e"] * many, "t": [START_MS + i for i in range(many)],
+        "a": [3.4e38] + [-3.4e38] * (many - 1),
+    }  # fmt: skip
+    batch = columns_to_batch(store.layout, columns)
+    encoded = store.step(batch, batch.time_M).encoded
+    names = store.layout.inputs.context
+    habit_BC = encoded.context_BC[:, [names.index(f"a.{stat}") for stat in ("usual", "spread", "score")]]
+    assert np.isfinite(habit_BC).all()
+    assert habit_BC[:, 1].max() == np.float32(1e37)
+    assert not np.isnan(encoded.x_BLF).any()
+
+
+def test_a_transform_is_part_of_the_layout() -> None:
+    """A stored usual amount is a transformed one: with another transform a state is another."""
+    how = [READINGS.replace("TRANSFORM", f'min = 0, transform = "{how}"') for how in ("linear", "log1p")]
+    assert len({Layout(parse_pipeline(text, "p.toml")).layout_id for text in how}) == 2

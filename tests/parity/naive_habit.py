@@ -110,7 +110,7 @@ class Place:
 
 def spread_after(spread: float, deviation: float, rate: float) -> float:
     more = deviation - spread if deviation < 3 * spread else 2 * spread
-    return float32(max(spread + rate * more, 0.02))
+    return float32(min(max(spread + rate * more, 0.02), 1e37))
 
 
 def around(degrees: float) -> float:
