@@ -7,15 +7,15 @@ other). The effects are those of one change at a time and need not add up to the
 
 Groups: a numeric feature of the current event (with its `missing` flag, a position's distance and speed, or
 both halves of a cycle), how far it is from the usual (`surprise`), a category of the current event, a context feature
-over all its horizons, the views of one habit (`score` with the usual and the spread, `novelty`, `away`), and
-`earlier_events`, which removes the window's past.
+over all its horizons, the views of one habit (`score` with the usual and the spread, `novelty`, `away`), a shared
+profile's verdicts, as if none had arrived, and `earlier_events`, which removes the window's past.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features.encoded import Encoded, InputSpec
+from models.features.encoded import RUN_FEATURES, VERDICT_FEATURES, Encoded, InputSpec
 from models.weights import Scaling
 
 __all__ = ["Group", "Reason", "explain", "input_groups"]
@@ -33,6 +33,7 @@ LogitsAfter = Callable[[Encoded, Encoded, NDArray[np.int64]], NDArray[np.float32
 
 ROWS_PER_CALL = 2048  # bounds memory: an alert takes as many rows as there are groups
 EARLIER_EVENTS = "earlier_events"
+PRESENT, FRAUD = VERDICT_FEATURES.index("present"), VERDICT_FEATURES.index("fraud")
 
 DURATION_END = re.compile(r"\.\d+(\.\d+)?(ms|s|m|h|d|w)$")
 CYCLE_END = re.compile(r"_(sin|cos)$")
@@ -50,7 +51,8 @@ class Reason:
 
     feature: the input of the group that is furthest from its training mean. value: what the detector read
     there: transformed as the pipeline says, a category as its embedding row, `earlier_events` as their number,
-    cycles in hours of the day or days of the week. effect: the score minus the score without the group.
+    a profile's `verdicts` as the number of frauds among them, cycles in hours of the day or days of the week.
+    effect: the score minus the score without the group.
     """
 
     feature: str
@@ -60,11 +62,15 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Inputs that are replaced together: columns of x, codes or context; of `history`, none."""
+    """Inputs that are replaced together: columns of x, codes or context, a profile's verdicts; of `history`, none.
+
+    derived: of `verdicts`, the columns of context that are made of the same labels, all 0 where none has arrived.
+    """
 
     name: str
-    kind: Literal["x", "code", "context", "history"]
+    kind: Literal["x", "code", "context", "verdicts", "history"]
     columns: tuple[int, ...] = ()
+    derived: tuple[int, ...] = ()
 
 
 @lru_cache(maxsize=8)
@@ -72,8 +78,9 @@ def input_groups(inputs: InputSpec) -> list[Group]:
     """All groups of a detector's inputs; every column is in exactly one."""
     groups = _grouped(inputs.x, "x")
     groups += [Group(name, "code", (k,)) for k, (name, _) in enumerate(inputs.codes)]
-    groups += _grouped(inputs.context, "context")
-    return [*groups, Group(EARLIER_EVENTS, "history")]
+    verdicts = [_verdict_group(inputs, j) for j in range(len(inputs.verdicts))]
+    derived = {column for group in verdicts for column in group.derived}
+    return [*groups, *_grouped(inputs.context, "context", derived), *verdicts, Group(EARLIER_EVENTS, "history")]
 
 
 def explain(
@@ -105,19 +112,31 @@ def _context_group(name: str) -> str:
     return OF_LABELS_END.sub(".fraud_rate", DURATION_END.sub("", name))
 
 
-def _grouped(names: tuple[str, ...], kind: Literal["x", "context"]) -> list[Group]:
+def _verdict_group(inputs: InputSpec, j: int) -> Group:
+    """Verdicts one by one, their counts and rates, and their runs: one would stand in for the others."""
+    profile = inputs.verdicts[j]
+    of_labels = {*RUN_FEATURES, "fraud_rate", "frauds", "labels"}
+    names = [DURATION_END.sub("", name) for name in inputs.context]
+    derived = [c for c, name in enumerate(names) if name.startswith(f"{profile}.") and name[len(profile) + 1 :] in of_labels]
+    return Group(f"{profile}.verdicts", "verdicts", (j,), tuple(derived))
+
+
+def _grouped(names: tuple[str, ...], kind: Literal["x", "context"], without: Set[int] = frozenset()) -> list[Group]:
     columns: dict[str, list[int]] = {}
     group_of = _event_group if kind == "x" else _context_group
     for column, name in enumerate(names):
+        if column in without:
+            continue
         columns.setdefault(group_of(name), []).append(column)
     return [Group(name, kind, tuple(members)) for name, members in columns.items()]
 
 
 def _variants(scaling: Scaling, encoded: Encoded, groups: list[Group]) -> tuple[Encoded, NDArray[np.int64]]:
-    """Last events and contexts as they are, then once without each group: (groups + 1) · B rows, and their pasts."""
+    """Last events, contexts and verdicts as they are, then once without each group: (groups + 1) · B rows; their pasts."""
     rows, times = len(encoded), len(groups) + 1
     x_VF, codes_VK = np.tile(encoded.x_BLF[:, -1], (times, 1)), np.tile(encoded.codes_BLK[:, -1], (times, 1))
     context_VC, past_V = np.tile(encoded.context_BC, (times, 1)), np.tile(np.arange(rows), times)
+    verdicts_VJSG = np.tile(encoded.verdicts_BJSG, (times, 1, 1, 1))
     for number, group in enumerate(groups, start=1):
         at = slice(number * rows, (number + 1) * rows)
         columns = list(group.columns)
@@ -127,10 +146,13 @@ def _variants(scaling: Scaling, encoded: Encoded, groups: list[Group]) -> tuple[
             codes_VK[at, columns] = 0  # "missing" is the only category that stands for none
         elif group.kind == "context":
             context_VC[at, columns] = scaling.context_mean_C[columns]
+        elif group.kind == "verdicts":
+            verdicts_VJSG[at, columns] = 0.0
+            context_VC[at, list(group.derived)] = 0.0
         else:
             past_V[at] = -1
     mask_V1 = np.tile(encoded.mask_BL[:, -1:], (times, 1))
-    return Encoded(x_VF[:, None], codes_VK[:, None], mask_V1, context_VC), past_V
+    return Encoded(x_VF[:, None], codes_VK[:, None], mask_V1, context_VC, verdicts_VJSG), past_V
 
 
 def _strongest(logit_G: NDArray[np.float64], n: int) -> list[tuple[int, float]]:
@@ -146,6 +168,9 @@ def _shown(inputs: InputSpec, scaling: Scaling, encoded: Encoded, b: int, group:
     columns = list(group.columns)
     if group.kind == "history":
         return group.name, float(encoded.mask_BL[b].sum() - 1)
+    if group.kind == "verdicts":
+        verdict_SG = encoded.verdicts_BJSG[b, columns[0]]
+        return group.name, float(verdict_SG[verdict_SG[:, PRESENT] > 0, FRAUD].sum())
     if group.kind == "code":
         return group.name, float(encoded.codes_BLK[b, -1, columns[0]])
     if group.kind == "x":

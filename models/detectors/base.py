@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.detectors.trunk import ARCHITECTURES, DROPOUT
+from models.detectors.trunk import ARCHITECTURES, DROPOUT, Trunk
 from models.features.encoded import VERDICT_FEATURES, Encoded, InputSpec
 from models.weights import layer_width, verdict_width
 
@@ -122,7 +122,7 @@ class Detector(nn.Module):
         event_BJSG, there_BJS = self.embed_verdicts(verdicts_BJSG)
         summaries = []
         for j, trunk in enumerate(self.verdict_trunks):
-            state_BSV = trunk.states(event_BJSG[:, j], there_BJS[:, j])
+            state_BSV = cast(Trunk, trunk).states(event_BJSG[:, j], there_BJS[:, j])
             summaries.append(state_BSV[:, -1].masked_fill(~there_BJS[:, j].any(1, keepdim=True), 0.0))
         return summaries
 

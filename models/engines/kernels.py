@@ -288,12 +288,12 @@ def _gru_block(
 @compiled
 def gru_states(
     x_BLF: NDArray[np.float32], codes_BLK: NDArray[np.int32], mask_BL: NDArray[np.bool_], events: EventInputs,
-    gru: GruWeights, start_BH: NDArray[np.float32], out_BS: NDArray[np.float32],
+    gru: GruWeights, start_BH: NDArray[np.float32], column: int, out_BS: NDArray[np.float32],
 ) -> int:  # fmt: skip
     """Run a GRU over each window's events; a window's state does not change where it has none.
 
-    start_BH: the states before the first events; without rows they are 0. Writes the last states (H) to the first
-    columns of out_BS. Returns -1, or the first window with a code that has no row: what is written from its block on
+    start_BH: the states before the first events; without rows they are 0. Writes the last states (H) to out_BS, from
+    this column on. Returns -1, or the first window with a code that has no row: what is written from its block on
     is undefined.
     """
     rows = BLOCK
@@ -313,7 +313,7 @@ def gru_states(
             return begin - 1 - failed
         for b in range(begin, min(begin + BLOCK, len(mask_BL))):
             first = places.current[b - begin]
-            out_BS[b, : gru.width] = state[first : first + gru.width]
+            out_BS[b, column : column + gru.width] = state[first : first + gru.width]
     return -1
 
 

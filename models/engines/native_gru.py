@@ -17,7 +17,7 @@ from models.compiled import plain
 from models.engines import kernels, packing
 from models.engines.dense import dense, dense_gelu
 from models.engines.vectors import LANES
-from models.features.encoded import Encoded, InputSpec
+from models.features.encoded import VERDICT_FEATURES, Encoded, InputSpec
 from models.weights import layer_width, weight_shapes
 
 __all__ = ["NativeGru"]
@@ -26,6 +26,7 @@ CHUNK = 512  # windows between two layers, so that what passes between them stay
 # A code field that makes at most so many numbers is folded: a code's embedding times the input weights is added from
 # a table, instead of being multiplied at every event. A larger table would not stay in the cache.
 FOLDED_LIMIT = 65_536
+PRESENT = VERDICT_FEATURES.index("present")
 
 
 class NativeGru:
@@ -53,12 +54,13 @@ class NativeGru:
         self._from_zero = np.empty((0, self.width), np.float32)
         self._inverse_C = 1.0 / w["context_std_C"]
         self._gru = self._fold(embedding)
+        self._verdicts = [self._verdict_gru(j) for j in range(len(inputs.verdicts))]
         self._layers = [packing.pack_dense(w[f"head.{n}.weight"], w[f"head.{n}.bias"]) for n in (0, 3, 5)]
 
     def logits(self, encoded: Encoded) -> NDArray[np.float32]:
         """logit_B, float32, of any number of windows of at most `inputs.length` events.
 
-        What stands at masked positions is not read. A NaN elsewhere makes the logit NaN. Raises ValueError for
+        What stands at masked positions and at absent verdicts is not read. A NaN elsewhere makes the logit NaN. Raises ValueError for
         arrays of other sizes than the inputs, and for a code that has no embedding.
         """
         self._check(encoded)
@@ -71,7 +73,7 @@ class NativeGru:
         state_BH = np.zeros((len(past) + 1, self.width), np.float32)  # the last, at -1, is of no past
         before = _before_last(past)
         self._refuse_unknown(
-            kernels.gru_states(*self._arrays(before), self._events, self._gru, self._from_zero, state_BH)
+            kernels.gru_states(*self._arrays(before), self._events, self._gru, self._from_zero, 0, state_BH)
         )
         return self._in_chunks(last, state_BH[past_V])
 
@@ -86,8 +88,9 @@ class NativeGru:
     def _chunk(self, encoded: Encoded, start_BH: NDArray[np.float32], begin: int) -> NDArray[np.float32]:
         count, arrays = len(encoded), self._arrays(encoded)
         seen_BS = np.empty((count, self._weights["head.0.weight"].shape[1]), np.float32)
-        self._refuse_unknown(kernels.gru_states(*arrays, self._events, self._gru, start_BH, seen_BS), begin)
-        self._refuse_unknown(kernels.last_events(*arrays[:2], self._events, self.width, seen_BS), begin)
+        self._refuse_unknown(kernels.gru_states(*arrays, self._events, self._gru, start_BH, 0, seen_BS), begin)
+        column = self._sum_up(encoded.verdicts_BJSG, seen_BS)
+        self._refuse_unknown(kernels.last_events(*arrays[:2], self._events, column, seen_BS), begin)
         context_BC = plain(encoded.context_BC, np.float32)
         kernels.context_columns(context_BC, self._weights["context_mean_C"], self._inverse_C, seen_BS)
         first_BH, second_BH = np.empty((count, self.width), np.float32), np.empty((count, self.width), np.float32)
@@ -96,6 +99,17 @@ class NativeGru:
         dense_gelu(self._layers[1], first_BH, second_BH)
         dense(self._layers[2], second_BH, out_BJ)
         return out_BJ[:, 0]
+
+    def _sum_up(self, verdicts_BJSG: NDArray[np.float32], seen_BS: NDArray[np.float32]) -> int:
+        """Write each profile's state after its newest verdict beside those of the events; returns the next column."""
+        column, (windows, _, verdicts, _) = self.width, verdicts_BJSG.shape
+        no_codes = np.empty((windows, verdicts, 0), np.int32)
+        for j, (events, gru) in enumerate(self._verdicts):
+            verdict_BSG = plain(verdicts_BJSG[:, j], np.float32)
+            there_BS = verdict_BSG[:, :, PRESENT] > 0
+            kernels.gru_states(verdict_BSG, no_codes, there_BS, events, gru, self._from_zero, column, seen_BS)
+            column += gru.width
+        return column
 
     @staticmethod
     def _arrays(encoded: Encoded) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_]]:
@@ -123,15 +137,26 @@ class NativeGru:
             by_vector = added_RG.reshape(len(rows), 3, -1, LANES).swapaxes(1, 2)
             tables.append(np.asarray(by_vector.reshape(len(rows), -1), np.float32))
         kept = np.concatenate([number_columns, columns_KE[~is_folded_K].ravel()])
-        state_GH = w["trunk.gru.weight_hh_l0"]
-        short, scale_G = packing.pack_short(state_GH) if self._is_short else (np.zeros(0, np.int16), None)
-        packed = packing.pack_gru(
-            input_GD[:, kept], state_GH, w["trunk.gru.bias_ih_l0"], w["trunk.gru.bias_hh_l0"], scale_G
-        )
+        packed, short = self._pack("trunk", input_GD[:, kept])
         return kernels.GruWeights(
             self.width, packed, short, np.concatenate(tables), fields, np.cumsum(rows_K[fields]) - rows_K[fields],
             np.flatnonzero(~is_folded_K),
         )  # fmt: skip
+
+    def _verdict_gru(self, j: int) -> tuple[kernels.EventInputs, kernels.GruWeights]:
+        """How the verdicts of a profile are scaled, and the GRU that reads them; they have no codes."""
+        w, part, none = self._weights, f"verdict_trunks.{j}", np.zeros(0, np.int64)
+        input_GD = w[f"{part}.gru.weight_ih_l0"]
+        packed, short = self._pack(part, input_GD)
+        no_codes = np.zeros((0, len(input_GD)), np.float32)
+        events = kernels.EventInputs(w["verdict_mean_JG"][j], 1.0 / w["verdict_std_JG"][j], no_codes, none, none)
+        return events, kernels.GruWeights(len(input_GD) // 3, packed, short, no_codes, none, none, none)
+
+    def _pack(self, part: str, input_GD: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+        """A GRU's weights as the kernels read them, and those of its state in int16, if they are wanted so."""
+        state_GH, *bias_G = (self._weights[f"{part}.gru.{name}_l0"] for name in ("weight_hh", "bias_ih", "bias_hh"))
+        short, scale_G = packing.pack_short(state_GH) if self._is_short else (np.zeros(0, np.int16), None)
+        return packing.pack_gru(input_GD, state_GH, *bias_G, scale_G), short
 
     def _check(self, encoded: Encoded) -> None:
         windows, length = encoded.mask_BL.shape
@@ -141,6 +166,7 @@ class NativeGru:
             "x_BLF": (encoded.x_BLF.shape, (windows, length, len(self.inputs.x))),
             "codes_BLK": (encoded.codes_BLK.shape, (windows, length, len(self.inputs.codes))),
             "context_BC": (encoded.context_BC.shape, (windows, len(self.inputs.context))),
+            "verdicts_BJSG": (encoded.verdicts_BJSG.shape, (windows, *self.inputs.verdict_shape)),
         }
         for name, (actual, expected) in shapes.items():
             if actual != expected:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features.encoded import InputSpec
+from models.features.encoded import RUN_FEATURES, InputSpec
 from models.features.facts import Facts
 from models.features.habit import HABIT, NOVELTY, PLACE, habit_columns
 from models.features.numerics import ASINH, LINEAR, LOG1P
@@ -190,6 +190,8 @@ class Layout:
                 stats = ["count", "fraud_rate", "frauds", "labels"]
                 stats += ["amount", "amount_ratio"] if profile.amount else []
                 names += [f"{name}.{stat}.{half_life}" for stat in stats]
+        for name, profile in self.pipeline.profiles.items():
+            names += [f"{name}.{stat}" for stat in RUN_FEATURES] if profile.verdicts else []
         return tuple(names)
 
 

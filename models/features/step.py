@@ -20,6 +20,7 @@ from models.features.entities import Events, Windows, advance
 from models.features.layout import Layout, as_bytes
 from models.features.profiles import Increments, accumulate, collect, read
 from models.features.ratios import compared_profiles, label_increments
+from models.features.runs import write_runs
 from models.features.verdicts import read_verdicts
 
 __all__ = ["Loaded", "Step", "increments_of", "step", "warm_up"]
@@ -77,11 +78,13 @@ def step(layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: 
             layout, profile, loaded.rings[name], loaded.ring_owner[name], clock_M,
             events.values_MV, out.applied_M, out.context_MC, column,
         )  # fmt: skip
+    verdicts_MJSG = read_verdicts(layout, loaded.rings, loaded.ring_owner, clock_M, out.applied_M)
+    if layout.inputs.verdicts:
+        write_runs(verdicts_MJSG, out.context_MC, column)
     inputs, shape = layout.inputs, out.mask_ML.shape
     encoded = Encoded(
         out.x_MLF.reshape(*shape, len(inputs.x)), out.codes_MLK.reshape(*shape, len(inputs.codes)),
-        out.mask_ML, out.context_MC,
-        read_verdicts(layout, loaded.rings, loaded.ring_owner, clock_M, out.applied_M),
+        out.mask_ML, out.context_MC, verdicts_MJSG,
     )  # fmt: skip
     if out.applied_M.all():
         return Step(encoded, np.arange(len(batch)), out.late_M, next_N)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.attribution import EARLIER_EVENTS, Reason, explain, input_groups
 from models.detectors import Detector
+from models.detectors.base import tensors
 from models.engines.base import scores_of
 from models.engines.torch_engine import TorchEngine
 from models.features.encoded import Encoded, InputSpec
@@ -23,23 +24,27 @@ INPUTS = InputSpec(
     codes=(("kind", 7),),
     context=("count.1h", "count.1d", "shop.fraud_rate.1d", "shop.frauds.1d", "shop.fraud_rate.7d"),
     length=4,
+    verdicts=("shop", "device"),
+    verdict_length=3,
 )
 
 
 class Linear(Detector):
     """A detector whose effects can be computed by hand: a weighted sum of a few inputs."""
 
-    def forward(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor) -> Tensor:
+    def forward(
+        self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor, verdicts_BJSG: Tensor
+    ) -> Tensor:
         return (
             2.0 * x_BLF[:, -1, 0] + 0.5 * x_BLF[:, -1, 4] + 0.3 * codes_BLK[:, -1, 0] + 0.25 * mask_BL[:, :-1].sum(1)
-            + context_BC[:, 1] - 1.5 * context_BC[:, 4]
+            + context_BC[:, 1] - 1.5 * context_BC[:, 4] + 0.35 * verdicts_BJSG[:, 1, :, 1].sum(1)
         )  # fmt: skip
 
 
 @pytest.fixture
 def linear() -> Detector:
     """Training means: 0.5 for the amount, 0 elsewhere; deviation 1."""
-    detector = Linear(INPUTS, hidden=4, embedding=2)
+    detector = Linear("gru", INPUTS, hidden=4, embedding=2)
     detector.x_mean_F[0] = 0.5
     return detector.eval()
 
@@ -53,7 +58,9 @@ def window(rows: int = 1) -> Encoded:
     mask_BL = np.ones((rows, 4), bool)
     mask_BL[:, 0] = False
     context_BC = np.tile(np.array([0.1, 0.8, 0.2, 0.0, -0.6], np.float32), (rows, 1))
-    return Encoded(x_BLF, codes_BLK, mask_BL, context_BC)
+    verdicts_BJSG = np.zeros((rows, 2, 3, 7), np.float32)
+    verdicts_BJSG[:, 1, 1:, :2] = 1.0
+    return Encoded(x_BLF, codes_BLK, mask_BL, context_BC, verdicts_BJSG)
 
 
 def reasons_of(detector: Detector, encoded: Encoded, n: int) -> list[list[Reason]]:
@@ -66,20 +73,24 @@ def sigmoid(logit: float) -> float:
 
 def test_effects_by_hand(linear):
     """Each effect is the score minus the score with the group at its training mean; greatest first."""
-    logit = 2.0 - 0.5 + 0.6 + 0.5 + 0.8 + 0.9
-    expected = [("amount", 1.0), ("shop.fraud_rate.7d", 0.9), ("count.1d", 0.8), ("kind", 0.6), (EARLIER_EVENTS, 0.5)]
-    reasons = reasons_of(linear, window(), 5)[0]
+    logit = 2.0 - 0.5 + 0.6 + 0.5 + 0.8 + 0.9 + 0.7
+    expected = [
+        ("amount", 1.0), ("shop.fraud_rate.7d", 0.9), ("count.1d", 0.8), ("device.verdicts", 0.7), ("kind", 0.6),
+        (EARLIER_EVENTS, 0.5),
+    ]  # fmt: skip
+    reasons = reasons_of(linear, window(), 6)[0]
     assert [r.feature for r in reasons] == [name for name, _ in expected]
     for reason, (_, drop) in zip(reasons, expected, strict=True):
         assert reason.effect == pytest.approx(sigmoid(logit) - sigmoid(logit - drop), abs=1e-6)
 
 
 def test_values_are_what_the_detector_read(linear):
-    """A reason shows the input; a category its row, the past its length, a cycle its hour."""
+    """A reason shows the input; a category its row, the past its length, a cycle its hour, verdicts their frauds."""
     values = {r.feature: r.value for r in reasons_of(linear, window(), 99)[0]}
     assert values["amount"] == 1.0
     assert values["kind"] == 2
     assert values[EARLIER_EVENTS] == 2
+    assert (values["shop.verdicts"], values["device.verdicts"]) == (0, 2)
     assert values["hour"] == 6.0  # sine 1, cosine 0
     assert values["shop.fraud_rate.7d"] == pytest.approx(-0.6)
 
@@ -96,16 +107,18 @@ def test_reasons_are_ordered_even_where_the_score_is_saturated(linear):
     far = window()
     far.context_BC[:, 1] = 60.0
     names = [r.feature for r in reasons_of(linear, far, 4)[0]]
-    assert names == ["count.1d", "amount", "shop.fraud_rate.7d", "kind"]
+    assert names == ["count.1d", "amount", "shop.fraud_rate.7d", "device.verdicts"]
 
 
 @pytest.mark.parametrize("inputs", [INPUTS, Layout(load_pipeline("payments")).inputs], ids=["made-up", "payments"])
 def test_every_input_is_in_exactly_one_group(inputs):
     """Nothing that the detector reads escapes attribution, or counts twice."""
     groups = input_groups(inputs)
-    for kind, names in (("x", inputs.x), ("code", inputs.codes), ("context", inputs.context)):
+    every = (("x", inputs.x), ("code", inputs.codes), ("context", inputs.context), ("verdicts", inputs.verdicts))
+    for kind, names in every:
         assert sorted(c for g in groups if g.kind == kind for c in g.columns) == list(range(len(names)))
     assert [g.name for g in groups if g.kind == "history"] == [EARLIER_EVENTS]
+    assert len({g.name for g in groups}) == len(groups)
 
 
 def test_groups_join_what_would_hide_each_other():
@@ -139,15 +152,24 @@ def test_many_alerts_get_the_reasons_they_get_alone(detector, make_windows):
     np.testing.assert_array_equal(scores_of(TorchEngine(detector).logits(encoded)), before)
 
 
+def test_of_verdicts_those_that_are_there_are_counted(linear):
+    """What is left of an absent one does not matter, and the windows are not changed by explaining them."""
+    dirty = window()
+    dirty.verdicts_BJSG[:, :, 0, 1] = np.nan
+    values = {r.feature: r.value for r in reasons_of(linear, dirty, 99)[0]}
+    assert (values["shop.verdicts"], values["device.verdicts"]) == (0, 2)
+    assert np.isnan(dirty.verdicts_BJSG[:, :, 0, 1]).all()
+    np.testing.assert_array_equal(dirty.verdicts_BJSG[:, 1, 1:, :2], 1.0)
+
+
 def test_a_trained_detector_is_explained_by_what_it_was_trained_on(detector, inputs, make_windows):
     """Where only one feature decided the label, that feature is the first reason of high scores."""
     encoded = make_windows(400, seed=2)
     wanted = torch.from_numpy((encoded.context_BC[:, 2] > 2.0).astype(np.float32))
     optimiser = torch.optim.Adam(detector.train().parameters(), lr=0.02)
-    arguments = [torch.from_numpy(a) for a in (encoded.x_BLF, encoded.codes_BLK, encoded.mask_BL, encoded.context_BC)]
     for _ in range(80):
         optimiser.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(detector(*arguments), wanted).backward()
+        torch.nn.functional.binary_cross_entropy_with_logits(detector(*tensors(encoded)), wanted).backward()
         optimiser.step()
     detector.eval()
     alerts = encoded.take(TorchEngine(detector).logits(encoded) > 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,17 +18,24 @@ from models.engines.vectors import LANES
 from models.features.encoded import Encoded, InputSpec
 
 
-def spec(numbers: int = 5, codes: tuple[int, ...] = (7, 3), context: int = 9, length: int = 11) -> InputSpec:
+def spec(
+    numbers: int = 5, codes: tuple[int, ...] = (7, 3), context: int = 9, length: int = 11, profiles: int = 1
+) -> InputSpec:  # fmt: skip
     return InputSpec(
         tuple(f"x{n}" for n in range(numbers)),
         tuple((f"code{n}", rows) for n, rows in enumerate(codes)),
         tuple(f"context{n}" for n in range(context)),
         length,
+        tuple(f"profile{n}" for n in range(profiles)),
+        7 if profiles else 0,
     )
 
 
 def random_windows(inputs: InputSpec, rows: int, seed: int = 0) -> Encoded:
-    """Windows of all lengths, some with gaps; NaN and codes without embedding wherever there is no event."""
+    """Windows of all lengths, some with gaps, and any number of verdicts.
+
+    NaN and codes without embedding stand wherever there is no event or verdict.
+    """
     rng = np.random.default_rng(seed)
     length, sizes = inputs.length, [size for _, size in inputs.codes]
     mask_BL = np.arange(length) >= rng.integers(0, length, rows)[:, None]
@@ -37,7 +45,12 @@ def random_windows(inputs: InputSpec, rows: int, seed: int = 0) -> Encoded:
     codes_BLK = rng.integers(0, sizes, (rows, length, len(sizes))).astype(np.int32)
     x_BLF[~mask_BL], codes_BLK[~mask_BL] = np.nan, -5
     context_BC = rng.normal(0.0, 30.0, (rows, len(inputs.context))).astype(np.float32)
-    return Encoded(x_BLF, codes_BLK, mask_BL, context_BC)
+    profiles, verdicts, _ = inputs.verdict_shape
+    verdicts_BJSG = rng.normal(1.0, 3.0, (rows, *inputs.verdict_shape)).astype(np.float32)
+    absent_BJS = np.arange(verdicts) < rng.integers(0, verdicts + 1, (rows, profiles, 1))
+    verdicts_BJSG[absent_BJS] = np.nan
+    verdicts_BJSG[..., 0] = ~absent_BJS
+    return Encoded(x_BLF, codes_BLK, mask_BL, context_BC, verdicts_BJSG)
 
 
 def trained(inputs: InputSpec, hidden: int = 16, embedding: int = 4, seed: int = 0) -> Detector:
@@ -47,9 +60,10 @@ def trained(inputs: InputSpec, hidden: int = 16, embedding: int = 4, seed: int =
     with torch.no_grad():
         detector.table.weight.normal_()
         detector.x_mean_F.normal_()
-        for deviation in (detector.x_std_F, detector.context_std_C):
+        detector.verdict_mean_JG.normal_()
+        for deviation in (detector.x_std_F, detector.context_std_C, detector.verdict_std_JG):
             deviation.uniform_(0.2, 3.0)
-        for weight in detector.trunk.gru.parameters():
+        for weight in (*detector.trunk.parameters(), *detector.verdict_trunks.parameters()):
             weight.mul_(2.0)
     return detector
 
@@ -62,22 +76,23 @@ def native(detector: Detector, short: bool = False) -> NativeGru:
 def by_torch(detector: Detector, encoded: Encoded) -> np.ndarray:
     readable = encoded.codes_BLK.clip(0)
     with torch.inference_mode():
-        return detector(*tensors(Encoded(encoded.x_BLF, readable, encoded.mask_BL, encoded.context_BC))).numpy()
+        return detector(*tensors(replace(encoded, codes_BLK=readable))).numpy()
 
 
 @pytest.mark.parametrize(
-    ("hidden", "embedding", "numbers", "codes", "context"),
+    ("hidden", "embedding", "numbers", "codes", "context", "profiles"),
     [
-        (16, 4, 5, (7, 3), 9),
-        (24, 3, 8, (7, 3, 5), 1),
-        (64, 8, 13, (64, 8), 81),
-        (16, 2, 1, (), 9),
-        (32, 4, 17, (7,), 0),
+        (16, 4, 5, (7, 3), 9, 0),
+        (24, 3, 8, (7, 3, 5), 1, 1),
+        (64, 8, 13, (64, 8), 81, 2),
+        (64, 8, 13, (64, 8), 81, 0),
+        (16, 2, 1, (), 9, 3),
+        (32, 4, 17, (7,), 0, 1),
     ],
 )
-def test_logits_are_those_of_torch(hidden, embedding, numbers, codes, context):
+def test_logits_are_those_of_torch(hidden, embedding, numbers, codes, context, profiles):
     """Within float32 rounding, for any width, any number of inputs of each kind, short windows and gaps."""
-    inputs = spec(numbers, codes, context)
+    inputs = spec(numbers, codes, context, profiles=profiles)
     detector = trained(inputs, hidden, embedding)
     encoded = random_windows(inputs, 150)
     expected_B = by_torch(detector, encoded)
@@ -124,7 +139,7 @@ def test_a_shorter_window_is_the_same_to_the_bit_without_its_padding():
     encoded = random_windows(inputs, 60)
     short = encoded.take(~encoded.mask_BL[:, :-4].any(axis=1))
     assert len(short) > 3
-    cut = Encoded(short.x_BLF[:, -4:], short.codes_BLK[:, -4:], short.mask_BL[:, -4:], short.context_BC)
+    cut = replace(short, x_BLF=short.x_BLF[:, -4:], codes_BLK=short.codes_BLK[:, -4:], mask_BL=short.mask_BL[:, -4:])
     np.testing.assert_array_equal(engine.logits(cut), engine.logits(short))
 
 
@@ -143,8 +158,9 @@ def test_a_window_does_not_depend_on_its_company(short):
     np.testing.assert_array_equal(engine.logits(encoded.take(order)), logit_B[order])
     many = np.tile(np.arange(200), 4)  # more than are computed at once
     np.testing.assert_array_equal(engine.logits(encoded.take(many)), logit_B[many])
-    broken = Encoded(encoded.x_BLF.copy(), encoded.codes_BLK, encoded.mask_BL, encoded.context_BC)
-    broken.x_BLF[::2] = np.nan
+    broken = replace(encoded, x_BLF=encoded.x_BLF.copy(), verdicts_BJSG=encoded.verdicts_BJSG.copy())
+    broken.x_BLF[::4] = np.nan
+    broken.verdicts_BJSG[2::4, :, :, 1:], broken.verdicts_BJSG[2::4, :, -1, 0] = np.nan, 1.0
     broken_B = engine.logits(broken)
     np.testing.assert_array_equal(broken_B[1::2], logit_B[1::2])
     assert np.isnan(broken_B[::2]).all()
@@ -157,23 +173,38 @@ def test_views_and_read_only_arrays_are_accepted():
     encoded = random_windows(inputs, 20)
     expected_B = engine.logits(encoded)
     view = encoded.take(slice(None, None, 2))
-    for array in (view.x_BLF, view.codes_BLK, view.mask_BL, view.context_BC):
+    for array in (view.x_BLF, view.codes_BLK, view.mask_BL, view.context_BC, view.verdicts_BJSG):
         array.setflags(write=False)
     np.testing.assert_array_equal(engine.logits(view), expected_B[::2])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_absurd_numbers_do_what_they_do_in_torch(value):
-    """A number beyond the clamp counts as its limit; NaN makes the window's logit NaN, in an event or the context."""
+    """A number beyond the clamp counts as its limit; NaN makes the window's logit NaN, wherever it is."""
     inputs = spec()
     detector = trained(inputs)
     encoded = random_windows(inputs, 6)
     encoded.mask_BL[:, -3] = True
     encoded.x_BLF[:, -3], encoded.codes_BLK[:, -3] = 0.5, 1
     encoded.x_BLF[0, -3, 2] = encoded.x_BLF[1, -1, 0] = encoded.context_BC[2, 4] = value
+    encoded.verdicts_BJSG[3, 0, -1] = (1.0, 1.0, value, 0.5, 0.5, 0.5, 0.5)
     actual_B = native(detector).logits(encoded)
     np.testing.assert_allclose(actual_B, by_torch(detector, encoded), rtol=0, atol=2e-5)
-    assert np.isfinite(actual_B[3:]).all()
+    assert np.isfinite(actual_B[4:]).all()
+
+
+def test_verdicts_are_read_as_those_of_the_window():
+    """A profile's verdicts reach the logit, and only those that are there; a window without any is like the others."""
+    inputs = spec(profiles=2)
+    detector = trained(inputs)
+    engine, encoded = native(detector), random_windows(inputs, 40)
+    none = replace(encoded, verdicts_BJSG=np.zeros_like(encoded.verdicts_BJSG))
+    none_B = engine.logits(none)
+    np.testing.assert_allclose(none_B, by_torch(detector, none), rtol=0, atol=2e-5)
+    has_B = (encoded.verdicts_BJSG[..., 0] > 0).any(axis=(1, 2))
+    np.testing.assert_array_equal(engine.logits(encoded) != none_B, has_B)
+    cleared = np.where(encoded.verdicts_BJSG[..., :1] > 0, encoded.verdicts_BJSG, 0)
+    np.testing.assert_array_equal(engine.logits(replace(encoded, verdicts_BJSG=cleared)), engine.logits(encoded))
 
 
 def test_no_windows():
@@ -193,13 +224,16 @@ def test_a_code_without_embedding_is_refused(code):
 
 
 def test_arrays_of_another_size_are_refused():
-    """Too long windows, or another number of features, codes or context features than the model was made for."""
+    """Too long windows, or another number of features of some kind than the model was made for."""
     inputs = spec()
     engine = native(trained(inputs))
     good = random_windows(inputs, 3)
     with pytest.raises(ValueError, match="windows of 12 events: expected 1 to 11"):
         engine.logits(random_windows(spec(length=12), 3))
-    for other, name in ((spec(numbers=6), "x_BLF"), (spec(codes=(7,)), "codes_BLK"), (spec(context=8), "context_BC")):
+    for other, name in (
+        (spec(numbers=6), "x_BLF"), (spec(codes=(7,)), "codes_BLK"), (spec(context=8), "context_BC"),
+        (spec(profiles=2), "verdicts_BJSG"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"{name} has shape .*: expected"):
             engine.logits(random_windows(other, 3))
     assert engine.logits(good).shape == (3,)
@@ -257,7 +291,7 @@ def test_gates_are_exact_to_float32():
             np.zeros((1, 1, 0), np.int32),
             np.empty((0, LANES), np.float32),
         )
-        kernels.gru_states(x_BLF, codes_BLK, one, events, gru, zero, seen_BS)
+        kernels.gru_states(x_BLF, codes_BLK, one, events, gru, zero, 0, seen_BS)
         actual[i, j] = seen_BS[0, 0]
     reset, update = (1 / (1 + np.exp(-s)) for s in (reset_sum, update_sum))
     expected = (1 - update) * np.tanh(new_input + reset * new_state)

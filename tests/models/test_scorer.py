@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from models.features.encoded import Encoded
 from models.scorer import Scorer, load_scorer
 
 
@@ -57,12 +57,12 @@ def test_no_events_give_no_scores(scorer, make_windows):
 def test_scoring_changes_neither_input_nor_model(scorer, make_windows):
     """A detector is a pure function: explaining and scoring leave windows and weights as they were."""
     encoded = make_windows(20)
-    copy = Encoded(*(a.copy() for a in (encoded.x_BLF, encoded.codes_BLK, encoded.mask_BL, encoded.context_BC)))
+    copy = deepcopy(encoded)
     weights = {name: array.copy() for name, array in scorer.bundle.weights.items()}
     first = scorer.score(encoded).score_B
     scorer.explain(encoded, 3)
     np.testing.assert_array_equal(scorer.score(encoded).score_B, first)
-    for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC"):
+    for name in ("x_BLF", "codes_BLK", "mask_BL", "context_BC", "verdicts_BJSG"):
         np.testing.assert_array_equal(getattr(encoded, name), getattr(copy, name))
     assert all(np.array_equal(array, weights[name]) for name, array in scorer.bundle.weights.items())
 
