@@ -8,6 +8,7 @@ comes in, because that is what a state keeps of them. Habits alone are running: 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -121,6 +122,8 @@ class Naive:
             for name, profile in self.p.profiles.items()
             if profile.verdicts
         }
+        for name, seen in verdicts.items():
+            context |= self._run(name, seen)
         entity.past.append(now)
         entity.recent_ids.append(event_id)
         if len(entity.recent_ids) > self.p.window.length:
@@ -186,6 +189,19 @@ class Naive:
                 "ratio": ratio, "fraud_ratio": ratio * v.fraud,
             })  # fmt: skip
         return out
+
+    @staticmethod
+    def _run(name: str, seen: list[dict[str, float]]) -> dict[str, float]:
+        """What the verdicts come to: the newest, the frauds in a row that end with it, and the last other one."""
+        run = list(itertools.takewhile(lambda v: v["fraud"], reversed(seen)))
+        clean = [v for v in seen if not v["fraud"]]
+        return {
+            f"{name}.verdict_age": seen[-1]["age"] if seen else 0.0,
+            f"{name}.run": math.log1p(len(run)),
+            f"{name}.run_age": run[-1]["age"] if run else 0.0,
+            f"{name}.run_days": run[-1]["days"] if run else 0.0,
+            f"{name}.clean_days": clean[-1]["days"] if clean else 0.0,
+        }
 
     def _unknown(self) -> NaiveEntity:
         return NaiveEntity(
