@@ -117,7 +117,8 @@ def _verdict_group(inputs: InputSpec, j: int) -> Group:
     profile = inputs.verdicts[j]
     of_labels = {*RUN_FEATURES, "fraud_rate", "frauds", "labels"}
     names = [DURATION_END.sub("", name) for name in inputs.context]
-    derived = [c for c, name in enumerate(names) if name.startswith(f"{profile}.") and name[len(profile) + 1 :] in of_labels]
+    wanted = {f"{profile}.{name}" for name in of_labels}
+    derived = [c for c, name in enumerate(names) if name in wanted]
     return Group(f"{profile}.verdicts", "verdicts", (j,), tuple(derived))
 
 
@@ -132,7 +133,10 @@ def _grouped(names: tuple[str, ...], kind: Literal["x", "context"], without: Set
 
 
 def _variants(scaling: Scaling, encoded: Encoded, groups: list[Group]) -> tuple[Encoded, NDArray[np.int64]]:
-    """Last events, contexts and verdicts as they are, then once without each group: (groups + 1) · B rows; their pasts."""
+    """Last events, contexts and verdicts as they are, then once without each group, and the pasts of those rows.
+
+    There are (groups + 1) · B of them.
+    """
     rows, times = len(encoded), len(groups) + 1
     x_VF, codes_VK = np.tile(encoded.x_BLF[:, -1], (times, 1)), np.tile(encoded.codes_BLK[:, -1], (times, 1))
     context_VC, past_V = np.tile(encoded.context_BC, (times, 1)), np.tile(np.arange(rows), times)

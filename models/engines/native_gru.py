@@ -60,8 +60,8 @@ class NativeGru:
     def logits(self, encoded: Encoded) -> NDArray[np.float32]:
         """logit_B, float32, of any number of windows of at most `inputs.length` events.
 
-        What stands at masked positions and at absent verdicts is not read. A NaN elsewhere makes the logit NaN. Raises ValueError for
-        arrays of other sizes than the inputs, and for a code that has no embedding.
+        What stands at masked positions and at absent verdicts is not read. A NaN elsewhere makes the logit NaN.
+        Raises ValueError for arrays of other sizes than the inputs, and for a code that has no embedding.
         """
         self._check(encoded)
         return self._in_chunks(encoded, self._from_zero)
@@ -154,9 +154,10 @@ class NativeGru:
 
     def _pack(self, part: str, input_GD: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """A GRU's weights as the kernels read them, and those of its state in int16, if they are wanted so."""
-        state_GH, *bias_G = (self._weights[f"{part}.gru.{name}_l0"] for name in ("weight_hh", "bias_ih", "bias_hh"))
+        names = ("weight_hh", "bias_ih", "bias_hh")
+        state_GH, input_bias_G, state_bias_G = (self._weights[f"{part}.gru.{name}_l0"] for name in names)
         short, scale_G = packing.pack_short(state_GH) if self._is_short else (np.zeros(0, np.int16), None)
-        return packing.pack_gru(input_GD, state_GH, *bias_G, scale_G), short
+        return packing.pack_gru(input_GD, state_GH, input_bias_G, state_bias_G, scale_G), short
 
     def _check(self, encoded: Encoded) -> None:
         windows, length = encoded.mask_BL.shape

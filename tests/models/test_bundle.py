@@ -21,6 +21,7 @@ from models.errors import BundleError
 from models.features.encoded import InputSpec
 from models.pipeline.load import parse_pipeline
 from models.scorer import load_scorer
+from tests.models.windows import random_windows, with_verdicts
 
 FILES = ["MANIFEST.json", "bundle.json", "card.md", "golden.safetensors", "model.onnx", "weights.safetensors"]
 
@@ -217,6 +218,32 @@ def test_a_golden_file_that_is_none_is_refused(make_bundle, pipeline, data):
     folder = make_bundle().folder
     reseal(folder, golden=data)
     assert refusal(folder, pipeline).reason == "golden"
+
+
+def test_verdicts_are_part_of_a_bundle(tmp_path, pipeline, inputs, monkeypatch):
+    """Golden case, scaler and graph have them; features that give none do not fit, nor do those of other size."""
+    judged = with_verdicts(inputs, 2)
+    detector, windows = build_detector("gru", judged, 6, 3), random_windows(judged, 9)
+    detector.fit_scaler(windows)
+    with monkeypatch.context() as patched:
+        for module in ("models.bundle", "models.bundle_write"):
+            patched.setattr(f"{module}.check_inputs", lambda *_: None)  # the small pipeline keeps no verdicts
+        bundle = write_bundle(
+            tmp_path / "b", pipeline, detector, calibration=Calibration.identity(), threshold=0.5, metrics={},
+            training={}, golden=windows,
+        )  # fmt: skip
+        assert bundle.info.inputs == judged
+        np.testing.assert_array_equal(bundle.golden.encoded.verdicts_BJSG, windows.verdicts_BJSG)
+        np.testing.assert_array_equal(bundle.weights["verdict_std_JG"], detector.verdict_std_JG.numpy())
+        assert "the last 5 verdicts on profile0 and profile1" in (bundle.folder / "card.md").read_text()
+        assert load_scorer(bundle.folder, pipeline).score(windows).score_B.shape == (9,)
+        case = safetensors.torch.load_file(bundle.folder / "golden.safetensors")
+        case["verdicts_BJSG"] = case["verdicts_BJSG"][:, :1].contiguous()
+        whole = (bundle.folder / "golden.safetensors").read_bytes()
+        reseal(bundle.folder, golden=safetensors.torch.save(case))
+        assert "verdicts_BJSG is" in refusal(bundle.folder, pipeline).detail
+        reseal(bundle.folder, golden=whole)
+    assert "inputs.verdicts" in refusal(bundle.folder, pipeline).detail
 
 
 def test_nothing_is_written_over(make_bundle):

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle
-from models.bundle_write import write_bundle
+from models.bundle import FORMAT, Bundle, BundleInfo, Golden
 from models.calibration import Calibration
-from models.detectors import ARCHITECTURES, build_detector
+from models.detectors import ARCHITECTURES, Detector, build_detector
+from models.detectors.base import tensors
+from models.detectors.export import to_onnx
 from models.engines import Engine, choose, scores_of
 from models.engines.base import TOLERANCE
 from models.engines.blocks import BLOCK, block_lengths, probe_windows
 from models.engines.torch_engine import TorchEngine, detector_of
-from models.features.encoded import Encoded
+from models.features.encoded import Encoded, InputSpec
 from models.features.layout import Layout
 from models.pipeline.load import load_pipeline, parse_pipeline
-from models.pipeline.spec import Pipeline
 from models.weights import Scaling
+from tests.models.windows import MakeWindows, random_windows, with_verdicts
 
 PACKAGE = {
     "native": "numba", "native-int16": "numba", "onnxruntime": "onnxruntime", "openvino": "openvino",
@@ -53,9 +56,20 @@ def name(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=[0, 2], ids=["no-verdicts", "2-profiles"])
+def inputs(request, pipeline) -> InputSpec:
+    """Every engine runs what reads verdicts and what reads none."""
+    return with_verdicts(Layout(pipeline).inputs, request.param)
+
+
 @pytest.fixture
-def bundle(make_bundle) -> Bundle:
-    return make_bundle()
+def make_windows(inputs) -> MakeWindows:
+    return partial(random_windows, inputs)
+
+
+@pytest.fixture
+def bundle(detector, make_windows) -> Bundle:
+    return bundled(detector, make_windows(7, seed=3))
 
 
 @pytest.fixture
@@ -63,18 +77,29 @@ def engine(name, bundle) -> Engine:
     return choose(bundle, name).engine
 
 
-def large_bundle(folder: Path, spec: Pipeline, hidden: int, embedding: int) -> Bundle:
-    """An untrained model of a pipeline, in the size it is meant for."""
-    torch.manual_seed(3)
-    inputs = Layout(spec).inputs
-    detector = build_detector(spec.detector.architecture, inputs, hidden, embedding)
-    zeros, ones = np.zeros, np.ones
-    scaling = Scaling(*(make(n, np.float32) for n in (len(inputs.x), len(inputs.context)) for make in (zeros, ones)))
-    detector.fit_scaler(probe_windows(inputs, 50, inputs.length, scaling))
-    return write_bundle(
-        folder, spec, detector, calibration=Calibration.identity(), threshold=0.5, metrics={}, training={},
-        golden=probe_windows(inputs, 32, inputs.length, scaling),
+def bundled(detector: Detector, golden: Encoded) -> Bundle:
+    """A detector as it is read back from a folder."""
+    info = BundleInfo(
+        format=FORMAT, version="1", created_at="", pipeline="", digest="", architecture=detector.architecture,
+        hidden=detector.hidden, embedding=detector.embedding, inputs=detector.inputs,
+        calibration=Calibration.identity(), threshold=0.5, metrics={}, training={},
     )  # fmt: skip
+    score_B = scores_of(TorchEngine(detector).logits(golden))
+    return Bundle(Path(), info, detector.weights(), to_onnx(detector), Golden(golden, score_B))
+
+
+def large_bundle(architecture: str, inputs: InputSpec, hidden: int, embedding: int) -> Bundle:
+    """An untrained model in the size it is meant for."""
+    torch.manual_seed(3)
+    detector = build_detector(architecture, inputs, hidden, embedding).eval()
+    standard = Scaling.of(detector.weights())
+    detector.fit_scaler(probe_windows(inputs, 50, inputs.length, standard))
+    return bundled(detector, probe_windows(inputs, 32, inputs.length, standard))
+
+
+def payments() -> InputSpec:
+    """The inputs of the shipped pipeline, with the verdicts of one profile."""
+    return with_verdicts(Layout(load_pipeline("payments")).inputs, 1, 32)
 
 
 def mixed(bundle: Bundle, rows: int) -> Encoded:
@@ -83,6 +108,13 @@ def mixed(bundle: Bundle, rows: int) -> Encoded:
     events = np.arange(rows) % inputs.length + 1
     parts = [probe_windows(inputs, int((events == n).sum()), n, scaling) for n in np.unique(events).tolist()]
     return Encoded.concatenate(parts).take(np.random.default_rng(7).permutation(rows))
+
+
+def last_events(encoded: Encoded) -> Encoded:
+    last = slice(-1, None)
+    return replace(
+        encoded, x_BLF=encoded.x_BLF[:, last], codes_BLK=encoded.codes_BLK[:, last], mask_BL=encoded.mask_BL[:, last]
+    )
 
 
 def assert_company_changes_nothing(engine: Engine, encoded: Encoded) -> None:
@@ -112,14 +144,11 @@ def test_a_window_has_the_same_bits_in_any_company(engine, make_windows):
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_the_promise_holds_at_the_size_of_a_real_model(name, architecture, tmp_path):
+def test_the_promise_holds_at_the_size_of_a_real_model(name, architecture):
     """Kernels choose by size: windows of 32 payments and layers 64 wide, as they ship, are tried, too."""
     if name.startswith("native") and architecture != "gru":
         pytest.skip("our own kernels are the GRU's")
-    payments = load_pipeline("payments")
-    detector = msgspec.structs.replace(payments.detector, architecture=architecture)
-    spec = msgspec.structs.replace(payments, detector=detector)
-    bundle = large_bundle(tmp_path / "payments", spec, 64, 8)
+    bundle = large_bundle(architecture, payments(), 64, 8)
     engine = choose(bundle, name).engine
     encoded = mixed(bundle, 270)
     assert_company_changes_nothing(engine, encoded)
@@ -128,35 +157,36 @@ def test_the_promise_holds_at_the_size_of_a_real_model(name, architecture, tmp_p
 
 
 def test_windows_that_share_a_past_have_the_same_bits_as_by_themselves(engine, make_windows):
-    """What explanations rest on: another last event and context after the past of some window, or after none."""
+    """What explanations rest on: another last event, context and verdicts after the past of some window, or of none."""
     past, other, rng = make_windows(40, seed=8), make_windows(120, seed=9), np.random.default_rng(3)
     past_V = rng.integers(-1, 40, 120)
-    last = Encoded(other.x_BLF[:, -1:], other.codes_BLK[:, -1:], other.mask_BL[:, -1:], other.context_BC)
+    last = last_events(other)
     whole = past.take(np.maximum(past_V, 0))
     for part, own in ((whole.x_BLF, last.x_BLF), (whole.codes_BLK, last.codes_BLK), (whole.mask_BL, last.mask_BL)):
         part[:, -1:] = own
     whole.mask_BL[past_V < 0, :-1] = False
-    expected = engine.logits(Encoded(whole.x_BLF, whole.codes_BLK, whole.mask_BL, last.context_BC))
+    expected = engine.logits(replace(whole, context_BC=last.context_BC, verdicts_BJSG=last.verdicts_BJSG))
     assert (past_V < 0).any()
     np.testing.assert_array_equal(engine.logits_after(past, last, past_V), expected)
     assert engine.logits_after(past, last.take(slice(0)), past_V[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["native", "native-int16"])
-def test_a_shared_past_is_rounded_as_a_step_rounds_it(name, tmp_path):
+def test_a_shared_past_is_rounded_as_a_step_rounds_it(name):
     """Our kernels begin in the middle of a window: of thousands of states, none may be off by a unit of int16."""
-    bundle = large_bundle(tmp_path / "payments", load_pipeline("payments"), 64, 8)
+    bundle = large_bundle("gru", payments(), 64, 8)
     engine, windows = choose(bundle, name).engine, mixed(bundle, 1500)
-    last = Encoded(windows.x_BLF[:, -1:], windows.codes_BLK[:, -1:], windows.mask_BL[:, -1:], windows.context_BC)
-    np.testing.assert_array_equal(engine.logits_after(windows, last, np.arange(1500)), engine.logits(windows))
+    logit_B = engine.logits_after(windows, last_events(windows), np.arange(1500))
+    np.testing.assert_array_equal(logit_B, engine.logits(windows))
 
 
 def test_what_stands_at_masked_positions_is_never_read(engine, make_windows):
-    """Neither numbers, nor codes, nor NaN there reach a logit."""
+    """Neither numbers, nor codes, nor NaN there reach a logit; nor does anything where no verdict is."""
     encoded = make_windows(90, seed=5)
-    dirty = Encoded(encoded.x_BLF.copy(), encoded.codes_BLK.copy(), encoded.mask_BL, encoded.context_BC)
+    dirty = deepcopy(encoded)
     dirty.x_BLF[~encoded.mask_BL] = np.nan
     dirty.codes_BLK[~encoded.mask_BL] = 3
+    dirty.verdicts_BJSG[..., 1:][encoded.verdicts_BJSG[..., 0] == 0] = np.nan
     assert not encoded.mask_BL.all()
     np.testing.assert_array_equal(engine.logits(dirty), engine.logits(encoded))
 
@@ -164,14 +194,14 @@ def test_what_stands_at_masked_positions_is_never_read(engine, make_windows):
 def test_an_engine_keeps_nothing_of_earlier_batches(engine, make_windows):
     """NaN in one batch does not reach the next one's windows; inputs and earlier answers stay as they were."""
     encoded, spoilt = make_windows(70, seed=6), make_windows(70, seed=7)
-    copy = Encoded(*(a.copy() for a in (encoded.x_BLF, encoded.codes_BLK, encoded.mask_BL, encoded.context_BC)))
+    copy = deepcopy(encoded)
     first = engine.logits(encoded)
     kept = first.copy()
-    spoilt.x_BLF[:], spoilt.context_BC[:] = np.nan, np.nan
+    spoilt.x_BLF[:], spoilt.context_BC[:], spoilt.verdicts_BJSG[..., 1:] = np.nan, np.nan, np.nan
     engine.logits(spoilt)  # most answer NaN; OpenVINO takes a NaN for the lower limit of a scaled number
     np.testing.assert_array_equal(first, kept)
     np.testing.assert_array_equal(engine.logits(encoded.take(slice(0, 9))), kept[:9])
-    for field in ("x_BLF", "codes_BLK", "mask_BL", "context_BC"):
+    for field in ("x_BLF", "codes_BLK", "mask_BL", "context_BC", "verdicts_BJSG"):
         np.testing.assert_array_equal(getattr(encoded, field), getattr(copy, field))
 
 
@@ -188,9 +218,9 @@ def test_no_windows_have_no_logits(engine, make_windows):
     assert engine.logits(make_windows(0)).shape == (0,)
 
 
-def test_a_pipeline_without_categories_runs(name, tmp_path):
+def test_a_pipeline_without_categories_runs(name):
     """K = 0 is a size like any other, and a window of 9 events is no multiple of anything."""
-    bundle = large_bundle(tmp_path / "plain", parse_pipeline(PLAIN, "plain.toml"), 5, 2)
+    bundle = large_bundle("gru", Layout(parse_pipeline(PLAIN, "plain.toml")).inputs, 5, 2)
     engine = choose(bundle, name).engine
     assert bundle.info.inputs.codes == ()
     assert_company_changes_nothing(engine, mixed(bundle, 90))
@@ -208,9 +238,8 @@ def test_block_lengths_end_with_the_whole_window(length, lengths):
 def test_blocks_give_what_one_call_gives(detector, make_windows, rows):
     """Cutting into blocks of rows and lengths changes no logit beyond rounding, and no order."""
     encoded = make_windows(rows, seed=rows)
-    arrays = (encoded.x_BLF, encoded.codes_BLK, encoded.mask_BL, encoded.context_BC)
     with torch.inference_mode():
-        expected = detector(*(torch.from_numpy(a) for a in arrays)).numpy()
+        expected = detector(*tensors(encoded)).numpy()
     np.testing.assert_allclose(TorchEngine(detector).logits(encoded), expected, atol=2e-6)
 
 
