@@ -182,7 +182,7 @@ class Codec:
             labels.verdict: int(fraud),
             labels.time: self._external_time(time_ms),
         }
-        out.update({self.pipeline.json_key(name): _plain(value) for name, value in fields.items() if not _missing(value)})
+        out.update({self.pipeline.json_key(n): _plain(value) for n, value in fields.items() if not _missing(value)})
         return self._encode(out)
 
     def _members(self, name: str) -> list[tuple[str, str, Any]]:

@@ -3,10 +3,19 @@
 A label is counted once, in the bucket of its partition's clock (the greatest arrival time so far), so what an
 event sees of it depends on when it arrived and on nothing else. Entities' own states do not learn of labels.
 
+A profile that keeps verdicts one by one is told with each how the labelled amount compares with what was usual by
+another profile. That one is loaded first, when a label says an amount, and read as an event at the label's clock would
+read it: counts that no event changes any more, so a batch that is repeated comes to the same number.
+
 While this worker's events are behind, labels wait for them: a profile remembers a bounded stretch of time, and
 labels from far ahead of the events being scored would push out what those events still have to read.
 
-Dies before the store: nothing has happened. Dies after it: the outbox is applied by the next owner.
+If the process dies on a line of `_apply`:
+
+1. dead letters sent and acknowledged   labels are fetched again; a dead letter may be sent twice
+2. profiles loaded to compare with      nothing was written
+3. position and outbox stored           in one fenced script: neither or both; verdicts stand in the outbox as they are
+4. outbox applied to the profiles       the next owner applies it; a shard that knew it ignores it, all of it
 """
 
 from __future__ import annotations
@@ -20,7 +29,7 @@ from faust.types import TP
 
 from models.codec import BadRecord, Codec, DecodedLabels
 from models.columns import distinct
-from models.features.profiles import Increments, collect
+from models.features.ratios import compared_profiles, label_increments
 from stream import metrics
 from stream.delivery import Blocking, Delivery
 from stream.lane import GoOn
@@ -119,11 +128,13 @@ class LabelProcessor:
         """The next position, and what these labels add to the profiles."""
         labels, held = decoded.batch, held or Position()
         clock_M = np.maximum.accumulate(np.maximum(labels.time_M, held.clock_ms))
-        keys: dict[str, list[str]] = {}
-        increments: dict[str, Increments] = {}
-        for name, profile in self.codec.pipeline.profiles.items():
-            keys[name], owner_M = distinct(labels.profile_keys[name])
-            increments[name] = collect(profile, owner_M, clock_M, fraud_M=labels.fraud_M)
+        keys, owners = {}, {}
+        for name, texts in labels.profile_keys.items():
+            keys[name], owners[name] = distinct(texts)
+        layout = self.codec.layout
+        compared = {name: keys[name] for name in compared_profiles(layout, labels)}
+        rings = self.store.load({}, compared).rings if compared else {}
+        increments = label_increments(layout, labels, clock_M, owners, rings)
         clock = int(clock_M[-1]) if len(clock_M) else held.clock_ms
         position = Position(records[-1].offset + 1, clock, held.outbox_seq + 1)
         return position, make_outbox(position.outbox_seq, self.store.formats, keys, increments)

@@ -15,6 +15,7 @@ import numpy as np
 from models.codec import Codec
 from models.features.layout import Layout
 from models.features.memory import MemoryStore
+from models.features.profiles import safe_end_ms
 from models.messages import decode_score, rounded
 from models.pipeline.spec import Pipeline
 from models.scorer import Scorer
@@ -24,7 +25,7 @@ from stream.store.keys import Position, event_tag, label_tag, position_key, prof
 from stream.store.values import ProfileFormat
 from tests.support import by_partition
 
-CHUNK = 256  # short in event time: labels are applied a chunk at a time, before its events
+CHUNK = 256
 
 
 @dataclass
@@ -48,7 +49,7 @@ def uninterrupted(pipeline: Pipeline, events: list[Any], labels: list[Any], scor
     entities: dict[str, int] = {}
     profiles: set[tuple[str, str]] = set()
     fed = 0
-    for chunk in _chunks(timeline):
+    for chunk in _chunks(store.layout, timeline):
         due = [a for a in arrivals[fed:] if a[0] < chunk[-1][0]]
         _learn(codec, store, due, profiles)
         fed += len(due)
@@ -118,8 +119,16 @@ def _keys(records: list[Any]) -> list[bytes | None]:
     return [r.key for r in records]
 
 
-def _chunks(timeline: list[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
-    return (timeline[i : i + CHUNK] for i in range(0, len(timeline), CHUNK))
+def _chunks(layout: Layout, timeline: list[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    """Labels are applied a chunk at a time, before its events: no longer than shared profiles tolerate."""
+    first = 0
+    for place, (clock, _) in enumerate(timeline):
+        end = safe_end_ms(layout, timeline[first][0])
+        if place - first == CHUNK or (end is not None and clock > end):
+            yield timeline[first:place]
+            first = place
+    if timeline:
+        yield timeline[first:]
 
 
 def _append(chunk: list[tuple[int, Any]]) -> Any:

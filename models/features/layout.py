@@ -28,8 +28,8 @@ from models.pipeline.spec import (
 )  # fmt: skip
 
 __all__ = [
-    "BUCKETS_PER_HALF_LIFE", "PER_STRETCH", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout", "as_bytes",
-    "verdict_rings",
+    "BUCKETS_PER_HALF_LIFE", "PER_STRETCH", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout",
+    "as_bytes", "verdict_rings",
 ]  # fmt: skip
 
 STATE_VERSION = 2

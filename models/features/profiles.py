@@ -322,7 +322,7 @@ def _accumulate(
             _add(words_PRW[owner, ring], longs_PRW[owner, ring], bucket, counted, labels, frauds, amount)
         elif room:
             first = half_lives * RING_SLOTS
-            insert(words_PW[owner], longs_PW[owner], first, room, stretch, bucket, counted, frauds, amount)
+            insert(words_PW[owner], longs_PW[owner], first, room, stretch, (bucket, counted, frauds, amount))
 
 
 @compiled

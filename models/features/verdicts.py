@@ -97,63 +97,83 @@ def insert(
     first: int,
     room: int,
     stretch: int,
-    clock: int,
-    wanted: int,
-    fraud: int,
-    ratio: int,
+    verdict: tuple[int, int, int, int],
 ) -> None:
-    """Add one verdict to a profile. first: the slot at which its `room` places begin. wanted: the id's bits."""
+    """Add one verdict to a profile: clock, the id's bits, fraud, ratio. first: the slot at which its `room` begins."""
     held = _held(longs_W, first, room)
-    place = held  # before which it belongs
-    while place > 0:
-        order = _order(words_W, longs_W, first + place - 1, clock, wanted, fraud, ratio)
-        if order == 0:
-            return
-        if order < 0:
-            break
+    place = held  # places below it stay before the new one
+    while place > 0 and _order(words_W, longs_W, first + place - 1, verdict) > 0:
         place -= 1
-    number = clock // stretch
-    begin = place
+    if place > 0 and _order(words_W, longs_W, first + place - 1, verdict) == 0:
+        return
+    number = verdict[0] // stretch
+    begin = end = place  # of its stretch
     while begin > 0 and longs_W[(first + begin - 1) * LONGS + CLOCK] // stretch == number:
         begin -= 1
-    end = place
     while end < held and longs_W[(first + end) * LONGS + CLOCK] // stretch == number:
         end += 1
-    if end - begin < PER_STRETCH:
-        gone = 0  # verdicts of the oldest stretch, when those newer than it become too many
-        oldest = longs_W[first * LONGS + CLOCK] // stretch
-        if held > 0 and number > oldest:
-            gone = 1
-            while gone < held and longs_W[(first + gone) * LONGS + CLOCK] // stretch == oldest:
-                gone += 1
-            gone = gone if held + 1 - gone > room - PER_STRETCH else 0
-        elif held > 0 and number < oldest and held > room - PER_STRETCH:
-            return
-        if gone:
-            for p in range(gone, held):
-                _move(words_W, longs_W, first + p, first + p - gone)
-            for p in range(held - gone, held):
-                _write(words_W, longs_W, first + p, 0, 0, 0, 0)
-        for p in range(held - gone, place - gone, -1):
-            _move(words_W, longs_W, first + p - 1, first + p)
-        _write(words_W, longs_W, first + place - gone, clock, wanted, fraud, ratio)
+    if end - begin >= PER_STRETCH:
+        _replace_worst(words_W, longs_W, first, place, begin, end, verdict)
         return
+    gone = _in_the_way(longs_W, first, held, room, stretch, number)
+    if gone < 0:
+        return
+    for p in range(gone, place):
+        _move(words_W, longs_W, first + p, first + p - gone)
+    if gone == 0:
+        for p in range(held, place, -1):
+            _move(words_W, longs_W, first + p - 1, first + p)
+    else:  # by one place less, since the new one comes in between
+        for p in range(place, held):
+            _move(words_W, longs_W, first + p, first + p - gone + 1)
+        for p in range(held - gone + 1, held):
+            _write(words_W, longs_W, first + p, (0, 0, 0, 0))
+    _write(words_W, longs_W, first + place - gone, verdict)
+
+
+@inlined
+def _in_the_way(longs_W: NDArray[np.int64], first: int, held: int, room: int, stretch: int, number: int) -> int:
+    """How many verdicts must go, all of the oldest stretch, before one of stretch `number` comes; -1: it is not kept.
+
+    A stretch is kept while there is room for PER_STRETCH beside the newer ones.
+    """
+    if held == 0:
+        return 0
+    oldest = longs_W[first * LONGS + CLOCK] // stretch
+    if number <= oldest:
+        return -1 if number < oldest and held > room - PER_STRETCH else 0
+    size = 1
+    while size < held and longs_W[(first + size) * LONGS + CLOCK] // stretch == oldest:
+        size += 1
+    return size if held + 1 - size > room - PER_STRETCH else 0
+
+
+@inlined
+def _replace_worst(
+    words_W: NDArray[np.int32],
+    longs_W: NDArray[np.int64],
+    first: int,
+    place: int,
+    begin: int,
+    end: int,
+    verdict: tuple[int, int, int, int],
+) -> None:
+    """Put a verdict that belongs before `place` into its stretch, instead of the worst there; not if it is that."""
     worst = begin
     for p in range(begin + 1, end):
-        if _worse(words_W, longs_W, first + p, first + worst):
+        f, g = words_W[(first + p) * WORDS + FRAUD], words_W[(first + worst) * WORDS + FRAUD]
+        i, j = np.uint64(longs_W[(first + p) * LONGS + ID]), np.uint64(longs_W[(first + worst) * LONGS + ID])
+        if f < g or (f == g and i >= j):  # of one id, the one that stands behind
             worst = p
     f = words_W[(first + worst) * WORDS + FRAUD]
-    i, mine = np.uint64(longs_W[(first + worst) * LONGS + ID]), np.uint64(wanted)
-    if fraud < f or (fraud == f and (mine > i or (mine == i and place > worst))):
+    i, mine = np.uint64(longs_W[(first + worst) * LONGS + ID]), np.uint64(verdict[1])
+    if verdict[2] < f or (verdict[2] == f and (mine > i or (mine == i and place > worst))):
         return
-    if worst < place:
-        for p in range(worst, place - 1):
-            _move(words_W, longs_W, first + p + 1, first + p)
-        place -= 1
-    else:
-        for p in range(worst, place, -1):
-            _move(words_W, longs_W, first + p - 1, first + p)
-    _write(words_W, longs_W, first + place, clock, wanted, fraud, ratio)
+    for p in range(worst, place - 1):
+        _move(words_W, longs_W, first + p + 1, first + p)
+    for p in range(worst, place, -1):
+        _move(words_W, longs_W, first + p - 1, first + p)
+    _write(words_W, longs_W, first + (place - 1 if worst < place else place), verdict)
 
 
 @inlined
@@ -171,30 +191,18 @@ def _held(longs_W: NDArray[np.int64], first: int, room: int) -> int:
 
 @inlined
 def _order(
-    words_W: NDArray[np.int32], longs_W: NDArray[np.int64], slot: int, clock: int, wanted: int, fraud: int, ratio: int
+    words_W: NDArray[np.int32], longs_W: NDArray[np.int64], slot: int, verdict: tuple[int, int, int, int]
 ) -> int:
-    """-1, 0 or 1 when what stands in this slot comes before these four, is them, or comes after."""
-    c = longs_W[slot * LONGS + CLOCK]
-    if c != clock:
-        return -1 if c < clock else 1
-    i, mine = np.uint64(longs_W[slot * LONGS + ID]), np.uint64(wanted)
+    """-1, 0 or 1 when what stands in this slot comes before the verdict, is it, or comes after."""
+    clock, i, mine = longs_W[slot * LONGS + CLOCK], np.uint64(longs_W[slot * LONGS + ID]), np.uint64(verdict[1])
+    if clock != verdict[0]:
+        return -1 if clock < verdict[0] else 1
     if i != mine:
         return -1 if i < mine else 1
-    f = words_W[slot * WORDS + FRAUD]
-    if f != fraud:
-        return -1 if f < fraud else 1
-    r = words_W[slot * WORDS + RATIO]
-    if r != ratio:
-        return -1 if r < ratio else 1
-    return 0
-
-
-@inlined
-def _worse(words_W: NDArray[np.int32], longs_W: NDArray[np.int64], slot: int, other: int) -> bool:
-    """Whether the verdict in the first slot, which stands behind the second, is to go before that one."""
-    f, g = words_W[slot * WORDS + FRAUD], words_W[other * WORDS + FRAUD]
-    i, j = np.uint64(longs_W[slot * LONGS + ID]), np.uint64(longs_W[other * LONGS + ID])
-    return bool(f < g or (f == g and i >= j))
+    fraud, ratio = words_W[slot * WORDS + FRAUD], words_W[slot * WORDS + RATIO]
+    if fraud != verdict[2]:
+        return -1 if fraud < verdict[2] else 1
+    return 0 if ratio == verdict[3] else -1 if ratio < verdict[3] else 1
 
 
 @inlined
@@ -207,10 +215,10 @@ def _move(words_W: NDArray[np.int32], longs_W: NDArray[np.int64], source: int, t
 
 @inlined
 def _write(
-    words_W: NDArray[np.int32], longs_W: NDArray[np.int64], slot: int, clock: int, wanted: int, fraud: int, ratio: int
+    words_W: NDArray[np.int32], longs_W: NDArray[np.int64], slot: int, verdict: tuple[int, int, int, int]
 ) -> None:
-    longs_W[slot * LONGS + CLOCK], longs_W[slot * LONGS + ID] = clock, wanted
-    words_W[slot * WORDS + FRAUD], words_W[slot * WORDS + RATIO] = fraud, ratio
+    longs_W[slot * LONGS + CLOCK], longs_W[slot * LONGS + ID] = verdict[0], verdict[1]
+    words_W[slot * WORDS + FRAUD], words_W[slot * WORDS + RATIO] = verdict[2], verdict[3]
 
 
 @compiled

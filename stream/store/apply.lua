@@ -2,23 +2,46 @@
 --
 -- KEYS: the shard's record of what was applied, then profiles, those of one kind together.
 -- ARGV: source, number of the entry, time to live in ms, then for each kind its header, the size of a value of
--- version 1, how many increments each of its KEYS has (u16 each), and all these increments.
+-- version 1, how many verdicts it has room for, the stretch of time in ms of which it keeps PER_STRETCH, how many
+-- increments each of its KEYS has (u16 each), and all these increments.
 -- Returns 1, or 0 when this entry or a later one of the source was applied before.
 --
 -- A profile is its header and a record of 28 bytes for each slot that holds anything: place (4), bucket (4), count,
 -- labels, frauds, amount (20). An increment has the same form: the first one of a slot is its record. Records that
 -- were touched last stand first, where the next batch, which mostly touches the same slots, finds them in its order.
--- models/features/profiles.py (accumulate) is the same rule in numpy.
-local read, write, sub, concat = struct.unpack, struct.pack, string.sub, table.concat
+-- models/features/profiles.py (accumulate) is the same rule in numpy. Behind them stand verdicts, records whose place
+-- is VERDICT: clock (8), id (8), fraud, ratio (4 each). models/features/verdicts.py says which are kept; its `insert`
+-- is the same rule.
+local read, write, sub, concat, floor = struct.unpack, struct.pack, string.sub, table.concat, math.floor
 local HEADER, RECORD, SLOT = 8, 28, 24
+local VERDICT, PER_STRETCH = '\255\255\255\255', 4
 local CHUNK = 1000 -- keys a command: Lua hands over 8,000 arguments at most
 local ONE = '<c8I4I4I4i8' -- a record: place and bucket as one string, and its counters
 local TWO = ONE .. 'c8I4I4I4i8'
 
+local function is_verdict(records, at)
+  return sub(records, at, at + 3) == VERDICT
+end
+
+-- where the verdicts of these records begin
+local function verdicts_of(records, at)
+  local low, high = 0, (#records + 1 - at) / RECORD
+  while low < high do
+    local middle = floor((low + high) / 2)
+    if is_verdict(records, at + middle * RECORD) then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  return at + low * RECORD
+end
+
 -- the value after increments of any slots, in their order
 local function merged(value, increments)
   local records, old, new, touched = {}, {}, {}, {}
-  for at = HEADER + 1, #value, RECORD do
+  local stop = verdicts_of(value, HEADER + 1)
+  for at = HEADER + 1, stop - 1, RECORD do
     local place = sub(value, at, at + 3)
     records[place], old[#old + 1] = sub(value, at, at + RECORD - 1), place
   end
@@ -48,7 +71,99 @@ local function merged(value, increments)
       parts[#parts + 1] = records[place]
     end
   end
+  parts[#parts + 1] = sub(value, stop)
   return concat(parts)
+end
+
+-- of a verdict: clock, id as two halves (a number of Lua has 53 bits), fraud, ratio
+local function parsed(verdict)
+  local clock, low, high, fraud, ratio = read('<i8I4I4I4i4', verdict, 5)
+  return { clock, high, low, fraud, ratio }
+end
+
+-- the order of verdicts, and within a stretch which is worse
+local function before(v, w)
+  for i = 1, 5 do
+    if v[i] ~= w[i] then
+      return v[i] < w[i]
+    end
+  end
+  return false
+end
+local function worse(v, w)
+  if v[4] ~= w[4] then
+    return v[4] < w[4]
+  elseif v[2] ~= w[2] then
+    return v[2] > w[2]
+  elseif v[3] ~= w[3] then
+    return v[3] > w[3]
+  end
+  return before(w, v)
+end
+
+-- add one verdict to the records of verdicts
+local function insert(records, verdict, room, stretch)
+  local v, held = parsed(verdict), #records
+  local number, place = floor(v[1] / stretch), held -- records up to `place` stay before it
+  local function number_of(i)
+    return floor(read('<i8', records[i], 5) / stretch)
+  end
+  while place > 0 and before(v, parsed(records[place])) do
+    place = place - 1
+  end
+  if records[place] == verdict then
+    return
+  end
+  local first, last = place + 1, place -- of this stretch
+  while first > 1 and number_of(first - 1) == number do
+    first = first - 1
+  end
+  while last < held and number_of(last + 1) == number do
+    last = last + 1
+  end
+  if last - first + 1 >= PER_STRETCH then
+    local worst, w = 0, v
+    for i = first, last do
+      local other = parsed(records[i])
+      if worse(other, w) then
+        worst, w = i, other
+      end
+    end
+    if worst > 0 then
+      table.insert(records, place + 1, verdict)
+      table.remove(records, worst > place and worst + 1 or worst)
+    end
+    return
+  end
+  if held > 0 then
+    local oldest, gone = number_of(1), 1
+    if number < oldest and held > room - PER_STRETCH then
+      return
+    elseif number > oldest then
+      while gone < held and number_of(gone + 1) == oldest do
+        gone = gone + 1
+      end
+      if held + 1 - gone > room - PER_STRETCH then
+        for _ = 1, gone do
+          table.remove(records, 1)
+        end
+        place = place - gone
+      end
+    end
+  end
+  table.insert(records, place + 1, verdict)
+end
+
+-- the value after n verdicts
+local function judged(value, increments, at, n, room, stretch)
+  local stop, records = verdicts_of(value, HEADER + 1), {}
+  for from = stop, #value, RECORD do
+    records[#records + 1] = sub(value, from, from + RECORD - 1)
+  end
+  for from = at, at + RECORD * (n - 1), RECORD do
+    insert(records, sub(increments, from, from + RECORD - 1), room, stretch)
+  end
+  return sub(value, 1, stop - 1) .. concat(records)
 end
 
 -- one or two records after increments of the same buckets; false when the buckets are others
@@ -118,9 +233,9 @@ end
 
 -- all is computed before anything is written: a script that fails half way is not undone
 local k = 1
-for kind = 4, #ARGV, 4 do
-  local header, size, counts, increments = ARGV[kind], tonumber(ARGV[kind + 1]), ARGV[kind + 2], ARGV[kind + 3]
-  local at = 1
+for kind = 4, #ARGV, 6 do
+  local header, size, room, stretch = ARGV[kind], tonumber(ARGV[kind + 1]), tonumber(ARGV[kind + 2]), ARGV[kind + 3]
+  local counts, increments, at = ARGV[kind + 4], ARGV[kind + 5], 1
   for c = 1, #counts, 2 do
     k = k + 1
     local value = header
@@ -132,8 +247,17 @@ for kind = 4, #ARGV, 4 do
     elseif redis.call('STRLEN', KEYS[k]) > 0 then -- an error when it holds no string
       return redis.error_reply('LAYOUT ' .. KEYS[k])
     end
-    local n = read('<I2', counts, c)
-    values[k] = after(value, increments, at, n)
+    local n, verdicts = read('<I2', counts, c), 0
+    while verdicts < n and is_verdict(increments, at + RECORD * (n - verdicts - 1)) do
+      verdicts = verdicts + 1
+    end
+    if verdicts < n then
+      value = after(value, increments, at, n - verdicts)
+    end
+    if verdicts > 0 and room > 0 then -- the pipeline may keep none any more
+      value = judged(value, increments, at + RECORD * (n - verdicts), verdicts, room, tonumber(stretch))
+    end
+    values[k] = value
     at = at + RECORD * n
   end
 end

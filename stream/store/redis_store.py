@@ -66,7 +66,7 @@ class RedisStore:
         profiles = layout.pipeline.profiles
         self.formats = {name: ProfileFormat(layout, name, profile) for name, profile in profiles.items()}
         longest = max((bucket_ms(h) for p in profiles.values() for h in p.half_lives_ms), default=0)
-        self.profile_ttl_ms = max(self.ttl_ms, longest * RING_SLOTS)  # by then the rings hold nothing that is read
+        self.profile_ttl_ms = max(self.ttl_ms, longest * RING_SLOTS)  # rings hold nothing that is read then
         self._wire, self._places = Wire(client), ProfilePlaces(self.pipeline)
         self._store, self._apply = (
             Script((resources.files("stream.store") / f"{name}.lua").read_bytes()) for name in ("store", "apply")
@@ -123,8 +123,8 @@ class RedisStore:
         except ResponseError as error:
             if "LAYOUT" in str(error):
                 raise StateError(
-                    f"a stored profile of pipeline {self.pipeline} was written by another layout: its key, amount or"
-                    " half_lives have changed: give the profile a new name"
+                    f"a stored profile of pipeline {self.pipeline} was written by another layout: its key, amount,"
+                    " verdicts or half_lives have changed: give the profile a new name"
                 ) from error
             raise
 

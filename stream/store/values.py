@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.errors import StateError
 from models.features.layout import RING_SLOTS, SLOT, STATE_VERSION, Layout
 from models.features.profiles import COUNTERS, Increments
+from models.features.verdicts import capacity, stretch_ms
 from models.pipeline.spec import Profile
 from stream.store.records import HEADER, RECORD_BYTES, RECORD_WORDS, fill_records, fill_rings
 
@@ -45,7 +46,7 @@ def state_rows(states: NDArray[np.void]) -> NDArray[np.uint8]:
 
 
 class ProfileFormat:
-    """One shared profile's stored value: a header, then a record for each slot that holds anything.
+    """One shared profile's stored value: a header, then a record for each slot that holds anything, then verdicts.
 
     Most profiles are of somebody who is rarely heard of, and hold a few slots of their many.
     """
@@ -56,27 +57,29 @@ class ProfileFormat:
         layout_id = layout.profile_id(profile)
         self.header, self._dense_header = (HEADER.pack(v, layout_id) for v in (PROFILE_VERSION, DENSE_VERSION))
         self._version_word, self._layout_word = np.frombuffer(self.header, np.uint32).tolist()
-        self.dense_size = HEADER.size + len(profile.half_lives) * RING_SLOTS * SLOT.itemsize
+        self._counted = len(profile.half_lives) * RING_SLOTS
+        self.dense_size = HEADER.size + self._counted * SLOT.itemsize
         self.unpack([self.header])  # compiles now, or reads the compiled code, not in the first batch
         self.pack_increments(Increments(*(np.zeros(1, np.int64) for _ in range(7))))
 
     def unpack(self, values: Sequence[bytes | None]) -> NDArray[np.void]:
-        """Rings of P stored values: structured (P, half-lives, RING_SLOTS). Raises StateError."""
+        """Rings of P stored values: structured (P, R, RING_SLOTS). Raises StateError."""
         rings = self._layout.empty_profiles(self._profile, len(values))
         places = [p for p, value in enumerate(values) if value is not None]
         known = [value for value in values if value is not None]
         size_N = np.fromiter(map(len, known), np.int64, len(known))
         for n in np.flatnonzero(size_N == self.dense_size).tolist():
             if known[n].startswith(self._dense_header):
-                rings[places[n]] = np.frombuffer(known[n], SLOT, offset=HEADER.size).reshape(rings.shape[1:])
+                dense = np.frombuffer(known[n], SLOT, offset=HEADER.size).reshape(-1, RING_SLOTS)
+                rings[places[n], : len(dense)] = dense
                 known[n], size_N[n] = self.header, HEADER.size  # a value without records in its place
         odd_N = np.flatnonzero((size_N - HEADER.size) % RECORD_BYTES)
         if len(odd_N):
             raise self._refused(known[odd_N[0]])
         words = np.frombuffer(b"".join(known), np.uint32)
-        slots_PW = rings.view(np.uint32).reshape(len(values), (self.dense_size - HEADER.size) // 4)
+        slots_PW = rings.view(np.uint32).reshape(len(values), rings.shape[1] * RING_SLOTS * SLOT.itemsize // 4)
         place_N = np.array(places, np.int64)
-        odd = fill_rings(words, size_N, place_N, self._version_word, self._layout_word, slots_PW)
+        odd = fill_rings(words, size_N, place_N, self._version_word, self._layout_word, self._counted, slots_PW)
         if odd >= 0:
             raise self._refused(known[odd])
         return rings
@@ -87,7 +90,7 @@ class ProfileFormat:
         records, first = np.empty((count, RECORD_WORDS), np.uint32), np.empty(count + 1, np.int64)
         names = ("owner", "ring", "bucket", *COUNTERS)
         columns = tuple(np.ascontiguousarray(getattr(increments, name), np.int64) for name in names)
-        owners = fill_records(columns, records, first)
+        owners = fill_records(columns, len(self._profile.half_lives), records, first)
         first[owners] = count
         data, bounds = records.tobytes(), (first[: owners + 1] * RECORD_BYTES).tolist()
         owner = increments.owner[first[:owners]].tolist()
@@ -96,11 +99,12 @@ class ProfileFormat:
     def arguments(self, increments: Sequence[bytes]) -> tuple[bytes | int, ...]:
         """What `apply.lua` is told of some profiles of this kind: packed increments, in the order of their keys."""
         counts = struct.pack(f"<{len(increments)}H", *[len(packed) // RECORD_BYTES for packed in increments])
-        return self.header, self.dense_size, counts, b"".join(increments)
+        room, stretch = capacity(self._profile), stretch_ms(self._profile)
+        return self.header, self.dense_size, room, stretch, counts, b"".join(increments)
 
     def _refused(self, value: bytes) -> StateError:
         return StateError(
             f"a stored profile {self.name} has {len(value)} bytes and header {value[: HEADER.size].hex()}: expected"
-            f" {HEADER.size} and a multiple of {RECORD_BYTES}, and {self.header.hex()}; its key, amount or"
-            " half_lives have changed: give the profile a new name"
+            f" {HEADER.size} and a multiple of {RECORD_BYTES}, and {self.header.hex()}; its key, amount,"
+            " verdicts or half_lives have changed: give the profile a new name"
         )

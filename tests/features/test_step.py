@@ -116,7 +116,8 @@ def test_any_kind_of_memory_gives_the_same_bits_and_is_not_compiled_for() -> Non
     clock_M = np.maximum.accumulate(batch.time_M)
     loaded = _loaded(owner_M, 2, owner_M, 2)
     plain = step(LAYOUT, batch, clock_M, loaded)
-    kernels = [entities.advance, profiles._read, profiles._collect, profiles._accumulate, profiles._apart, verdicts._read]
+    kernels = [entities.advance, verdicts._read]
+    kernels += [profiles._read, profiles._collect, profiles._accumulate, profiles._apart]
     known = [list(kernel.signatures) for kernel in kernels]  # type: ignore[attr-defined]
     strided = np.repeat(batch.time_M, 2)[::2]
     odd = replace(batch, time_M=strided, values_MV=np.asfortranarray(batch.values_MV))

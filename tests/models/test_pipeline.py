@@ -103,8 +103,8 @@ MISTAKES = [
     ('max_future = "10m"', 'max_future = "0s"', "pipeline.max_future", "above zero"),
     ('delay = "30m"', "verdicts = 65", "profiles.depot.verdicts", "a whole number <= 64"),
     ('delay = "30m"', "verdicts = -1", "profiles.depot.verdicts", "a whole number >= 0"),
-    ('amount = "weight"', 'amount = "weight"\ncompare = "depot"', "profiles.depot.compare", "verdicts above 0 beside it"),
-    ('amount = "weight"', 'amount = "weight"\nverdicts = 4\ncompare = "van"', "profiles.depot.compare", "the name of a profile (depot)"),
+    ('key = "depot"', 'key = "depot"\ncompare = "depot"', "profiles.depot.compare", "verdicts above 0 beside it"),
+    ('key = "depot"', 'key = "depot"\nverdicts = 4\ncompare = "van"', "profiles.depot.compare", "of a profile (depot)"),
     ('amount = "weight"', 'verdicts = 4\ncompare = "depot"', "profiles.depot.compare", "an amount beside it"),
 ]
 
@@ -119,14 +119,15 @@ def test_a_mistake_is_named_by_file_key_and_expectation(old: str, new: str, key:
     assert str(error).startswith(f"parcels.toml: {key} = ")
 
 
+JUDGED = '[profiles.all]\nkey = "van"\namount = "weight"\nverdicts = 1\n'
+
+
 @pytest.mark.parametrize(
     ("more", "key", "expected"),
     [
         ('[labels]\nverdict = "scanId"', "labels.verdict", "fields.scan reads this one"),
-        ('[profiles.van]\nkey = "van"\namount = "weight"\nverdicts = 1\n[labels]\nverdict = "weight"', "labels.verdict",
-         "fields.weight reads this one"),
-        ('[profiles.van]\nkey = "van"\n[profiles.all]\nkey = "depot"\namount = "weight"\nverdicts = 1\ncompare = "van"',
-         "profiles.all.compare", "a profile with amount = weight (profiles.van has none)"),
+        (f'{JUDGED}[labels]\nverdict = "weight"', "labels.verdict", "fields.weight reads this one"),
+        (f'{JUDGED}compare = "no"\n[profiles.no]\nkey = "van"', "profiles.all.compare", "(profiles.no has none)"),
         ('[labels]\nverdict = "v"\ntime = "v"', "labels.time", "labels.verdict reads this one"),
         ('[state]\nttl = "1d"', "state.ttl", "at least the longest horizon, 30d"),
         ('[window]\nhorizons = ["1d", "1h"]', "window.horizons", "increasing order"),

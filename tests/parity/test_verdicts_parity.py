@@ -231,7 +231,7 @@ def test_room_is_made_for_what_may_be_seen() -> None:
 
 
 def test_a_verdict_is_seen_when_its_stretch_has_ended() -> None:
-    """Not a millisecond before `delay` after the end of its stretch of ten minutes; the frauds first of what is left."""
+    """Not a millisecond before `delay` after the end of its stretch of ten minutes, and never without the frauds."""
     store = MemoryStore(PIPELINE)
     start = START_MS // (10 * MINUTE) * 10 * MINUTE
     row = {"id": "e", "at": start, "card": "c", "shop": "s", "till": None, "amount": 3.0}
@@ -245,4 +245,4 @@ def test_a_verdict_is_seen_when_its_stretch_has_ended() -> None:
         assert shown[:, 0].sum() == seen
     assert shown[-4:, 1].sum() == 2, "both frauds"
     assert (np.diff(shown[-4:, 2]) <= 0).all(), "the newest is the last"
-    assert shown[:-4].any() == False  # noqa: E712
+    assert not shown[:-4].any()

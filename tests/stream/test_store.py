@@ -40,6 +40,8 @@ from stream.store.redis_store import RedisStore, Write
 from tests.conftest import MakeSettings
 from tests.stream.batches import CARDS, DAY_MS, MERCHANTS, START_MS, TAG, process, random_columns
 
+MERCHANT_RINGS = 2  # that count; those of the verdicts are empty here
+
 
 def rings_of(store: RedisStore, profile: str, keys: list[str]) -> NDArray[np.void]:
     return store.load({}, {profile: keys}).rings[profile]
@@ -66,7 +68,7 @@ def run_batches(store: RedisStore) -> None:
         result, held, _ = process(store, columns, held)
         batch = columns_to_batch(store.layout, columns)
         expected = memory.step(batch, np.maximum.accumulate(np.maximum(batch.time_M, clock)))
-        for part in ("x_BLF", "codes_BLK", "mask_BL", "context_BC"):
+        for part in ("x_BLF", "codes_BLK", "mask_BL", "context_BC", "verdicts_BJSG"):
             np.testing.assert_array_equal(getattr(result.encoded, part), getattr(expected.encoded, part))
     assert_same_as_memory(store, memory)
     assert held is not None
@@ -98,8 +100,8 @@ def test_nothing_is_loaded_of_what_nobody_stored(store: RedisStore) -> None:
     loaded = store.load({"0": ["a", "b"], "1": []}, {"merchant": ["m"], "device": []})
     assert loaded.positions == {"0": None, "1": None}
     assert loaded.states_N.tobytes() == store.layout.empty_states(2).tobytes()
-    assert loaded.rings["merchant"].shape == (1, 3, RING_SLOTS)
-    assert loaded.rings["device"].shape == (0, 2, RING_SLOTS)
+    assert loaded.rings["merchant"].shape == (1, MERCHANT_RINGS + 2, RING_SLOTS)
+    assert loaded.rings["device"].shape == (0, 1 + 1, RING_SLOTS)
     assert not any(loaded.rings["merchant"][name].any() for name in loaded.rings["merchant"].dtype.names)
     assert store.recover("0") is None
 
@@ -166,14 +168,14 @@ def test_an_outbox_counts_once(store: RedisStore) -> None:
     """Applied again, recovered, or older than one that was applied: the profiles stay as they are."""
     _, held, first = process(store, random_columns(1, 30), None)
     after_first = rings_of(store, "merchant", MERCHANTS)
-    assert after_first["count"].sum() == 3 * 30, "each event is in the ring of each half-life"
+    assert after_first["count"].sum() == MERCHANT_RINGS * 30, "each event is in the ring of each half-life"
     for _ in range(2):
         store.apply([(TAG, first)])
         assert store.recover(TAG) == held
     np.testing.assert_array_equal(rings_of(store, "merchant", MERCHANTS), after_first)
     _, _, second = process(store, random_columns(2, 20, first_id=50), held)
     after_second = rings_of(store, "merchant", MERCHANTS)
-    assert after_second["count"].sum() == 3 * 50
+    assert after_second["count"].sum() == MERCHANT_RINGS * 50
     for outbox in (first, second, first):
         store.apply([(TAG, outbox)])
     np.testing.assert_array_equal(rings_of(store, "merchant", MERCHANTS), after_second)
@@ -184,10 +186,10 @@ def test_what_the_last_owner_left_is_applied(store: RedisStore) -> None:
     _, held, _ = process(store, random_columns(1, 30), None, apply=False)
     assert not rings_of(store, "merchant", MERCHANTS)["count"].any()
     assert store.recover(TAG) == held
-    assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == 3 * 30
+    assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == MERCHANT_RINGS * 30
     assert rings_of(store, "device", DEVICES)["count"].sum() > 0
     store.recover(TAG)
-    assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == 3 * 30
+    assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == MERCHANT_RINGS * 30
 
 
 def test_what_was_half_applied_is_completed(store: RedisStore, client: Any, pipeline_name: str) -> None:
@@ -202,7 +204,7 @@ def test_what_was_half_applied_is_completed(store: RedisStore, client: Any, pipe
     done = {s for s in range(PROFILE_SHARDS) if client.hget(applied_key(pipeline_name, s), TAG) == b"1"}
     assert done == some
     store.recover(TAG)
-    assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == 3 * 30
+    assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == MERCHANT_RINGS * 30
 
 
 def test_sources_do_not_hide_each_others_entries(store: RedisStore) -> None:
@@ -210,12 +212,12 @@ def test_sources_do_not_hide_each_others_entries(store: RedisStore) -> None:
     _, _, outbox = process(store, random_columns(1, 30), None)
     for number, tag in enumerate((event_tag(0), label_tag(3)), start=2):
         store.apply([(tag, outbox)])
-        assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == 3 * 30 * number
+        assert rings_of(store, "merchant", MERCHANTS)["count"].sum() == MERCHANT_RINGS * 30 * number
 
 
 # (ring, bucket, events, labels, frauds, amount in thousandths) of one of two profiles
 additions = st.tuples(
-    st.integers(0, 1), st.integers(0, 2), st.integers(0, 130), st.integers(0, 2**20), st.integers(0, 1000),
+    st.integers(0, 1), st.integers(0, 1), st.integers(0, 130), st.integers(0, 2**20), st.integers(0, 1000),
     st.integers(0, 1000), st.integers(-(2**40), 2**40),
 )  # fmt: skip
 
@@ -228,12 +230,12 @@ def test_the_script_adds_as_accumulate_does(
     """Whatever is added in whatever order of time, Redis ends with the rings that numpy computes."""
     for key in client.scan_iter(match=f"{pipeline_name}:*"):
         client.delete(key)
-    layout = store.layout
-    rings = layout.empty_profiles(layout.pipeline.profiles["merchant"], 2)
+    profile = store.layout.pipeline.profiles["merchant"]
+    rings = store.layout.empty_profiles(profile, 2)
     for number, rows in enumerate(entries, start=1):
         unique = {row[:3]: row for row in sorted(rows)}  # increments name each bucket once
         added = Increments(*np.array(list(unique.values()), dtype=np.int64).reshape(-1, 7).T)
-        accumulate(rings, added)
+        accumulate(profile, rings, added)
         store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a", "b"]}, {"merchant": added}))])
     np.testing.assert_array_equal(rings_of(store, "merchant", ["a", "b"]), rings)
 
@@ -245,7 +247,7 @@ def test_amounts_at_their_limits_are_exact(store: RedisStore) -> None:
     amounts = np.array([3.4e38, -3.4e38, 0.001, np.nan, 1e12, 1e12, 123456.789])
     for number, amount in enumerate(amounts, start=1):
         added = collect(profile, np.zeros(1, np.int64), np.array([START_MS]), amount_M=np.array([amount]))
-        accumulate(rings, added)
+        accumulate(profile, rings, added)
         store.apply([("0", make_outbox(number, store.formats, {"merchant": ["a"]}, {"merchant": added}))])
     found = rings_of(store, "merchant", ["a"])
     np.testing.assert_array_equal(found, rings)

@@ -25,7 +25,7 @@ from tests.conftest import MakeSettings
 from tests.stream.batches import CARDS, MERCHANTS, TAG, process, random_columns
 
 ECHO = Script(b"return {KEYS[1], KEYS[2] or 'none', #ARGV, ARGV[1], ARGV[#ARGV]}")
-MERCHANT_RINGS = 3
+MERCHANT_RINGS = 2
 
 
 def counted(store: RedisStore) -> int:
