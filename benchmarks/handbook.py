@@ -32,7 +32,7 @@ from stream.settings import Settings, load_settings
 
 __all__ = ["handbook"]
 
-PIPELINE = Path(__file__).with_name("handbook.toml")
+PIPELINE = "handbook"
 VERDICT, DELAY = "is_fraud", "7d"
 METRICS = {"average_precision": "AP", "roc_auc": "AUC ROC", "card_precision_at_100": "CP@100"}
 AGREE = 0.0005  # three decimals
@@ -93,7 +93,7 @@ def handbook(
     with tempfile.TemporaryDirectory(prefix="lepton-handbook-") as name, LocalServices(Path(name) / "local") as local:
         folder = Path(name)
         settings = load_settings(
-            kafka_brokers=local.kafka_brokers, redis_port=local.redis_port, pipeline=str(PIPELINE), http_port=0,
+            kafka_brokers=local.kafka_brokers, redis_port=local.redis_port, pipeline=PIPELINE, http_port=0,
             registry=folder / "registry", session_timeout_s=6, log_level="WARNING",
         )  # fmt: skip
         ensure_topics(settings, load_pipeline(settings.pipeline))
