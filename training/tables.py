@@ -83,13 +83,8 @@ class Mapped:
         """Labels in the order of their arrival."""
         if self.label_column is None:
             return
-        verdict = pd.to_numeric(self.frame[self.label_column].map(_boolean), errors="coerce").to_numpy(np.float64)
-        arrival_M = self.time_M + self.delay_ms
+        verdict, arrival_M = self.verdicts()
         known = ~np.isnan(verdict)
-        if self.label_time is not None:
-            known &= self.frame[self.label_time].notna().to_numpy()
-            arrival_M = arrival_M.copy()
-            arrival_M[known] = self._times(self.frame.loc[known, self.label_time], self.label_time)
         order = np.argsort(arrival_M, kind="stable")
         fields = [n for n in (*self.pipeline.profile_keys, *self.pipeline.label_amounts) if n in self.sources]
         event_id = self.pipeline.pipeline.event_id
@@ -99,6 +94,19 @@ class Mapped:
             times = arrival_M[index].tolist()
             for i, fraud in enumerate((verdict[index] > 0).tolist()):
                 yield Label(ids[i], times[i], fraud, {name: values[i] for name, values in field_values})
+
+    def verdicts(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Verdict of each row (above 0: fraud; NaN: none) and when it arrives; both in the order of the file."""
+        assert self.label_column is not None
+        column = self.frame[self.label_column]
+        distinct = {value: _boolean(value) for value in column.unique().tolist()}
+        verdict_M = pd.to_numeric(column.map(distinct), errors="coerce").to_numpy(np.float64)
+        arrival_M = self.time_M + self.delay_ms
+        if self.label_time is not None:
+            known_M = ~np.isnan(verdict_M) & self.frame[self.label_time].notna().to_numpy()
+            verdict_M = np.where(known_M, verdict_M, np.nan)
+            arrival_M[known_M] = self._times(self.frame.loc[known_M, self.label_time], self.label_time)
+        return verdict_M, arrival_M
 
     def _sources(self) -> dict[str, str]:
         """Field (positions: both parts) → column of the frame, by JSON key first, then by field name."""
