@@ -21,6 +21,7 @@ from models.engines import EngineName
 from models.errors import LeptonError
 from models.pipeline.load import load_pipeline
 from models.pipeline.spec import Pipeline
+from training.protocol_options import ProtocolName, ProtocolOptions
 from training.settings import Settings, load_settings
 
 __all__ = ["app", "main"]
@@ -135,9 +136,10 @@ def finetune(
 
 @app.command
 def evaluate(
+    data: Annotated[Path | None, Parameter(help="With --protocol: a CSV, JSONL or Parquet file.")] = None,
     *,
-    start: Annotated[str, Parameter(help="ISO-8601; the first event time evaluated.")],
-    end: Annotated[str, Parameter(help="ISO-8601; the first event time no longer evaluated.")],
+    start: Annotated[str | None, Parameter(help="ISO-8601; the first event time evaluated.")] = None,
+    end: Annotated[str | None, Parameter(help="ISO-8601; the first event time no longer evaluated.")] = None,
     pipeline: PipelineOption = None,
     history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
     bundle: Annotated[Path | None, Parameter(help="Folder of the bundle; else the champion.")] = None,
@@ -145,18 +147,35 @@ def evaluate(
     scores: Annotated[Path | None, Parameter(help="Also measure a file of score messages (JSONL).")] = None,
     until_idle: Annotated[float, Parameter(help="The topic has ended after so many seconds of silence.")] = 3.0,
     engine: Annotated[EngineName, Parameter(help="That scores offline; expected to be the worker's.")] = "auto",
-    folds: Annotated[int, Parameter(help="Equal ranges that are measured apart and averaged.")] = 1,
+    folds: Annotated[int | None, Parameter(help="Measured apart and averaged; else 1, of a protocol 4 weeks.")] = None,
     leave_out_known: Annotated[
         str | None, Parameter(help="Leave out entities with a known fraud since this long before training ended.")
     ] = None,
+    protocol: Annotated[ProtocolName | None, Parameter(help="Train and test on DATA, fold by fold.")] = None,
+    options: Annotated[ProtocolOptions | None, Parameter(name="*")] = None,
     registry: RegistryOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a bundle on a range of days, and whether the worker's published scores say the same."""
+    """Measure a bundle on a range of days, and whether the worker's published scores say the same; or, with
+    --protocol, train every system on what was known before each test week of DATA and compare them."""
+    if protocol is not None:
+        from training.protocol_run import run, show  # noqa: PLC0415, torch takes seconds to import
+
+        _, spec = _setup(settings, pipeline or protocol)
+        known = _duration("--leave-out-known", leave_out_known or "7d")
+        facts = run(spec, data, folds or 4, known, options or ProtocolOptions())
+        if as_json:
+            _show(facts, as_json)
+        else:
+            show(facts, Console())
+        return
+    if data is not None or start is None or end is None:
+        raise LeptonError("evaluate: expected --start and --end, or --protocol and a file")
     loaded, spec = _setup(settings, pipeline)
     low, high = _time("--start", start), _time("--end", end)
-    known = None if leave_out_known is None else _duration("--leave-out-known", leave_out_known)
+    folds = folds or 1
+    known_ms = None if leave_out_known is None else _duration("--leave-out-known", leave_out_known)
 
     from models.scorer import load_scorer  # noqa: PLC0415, engines take a second to import
     from training import evaluate as ev  # noqa: PLC0415
@@ -168,14 +187,14 @@ def evaluate(
     past = load_history(Archive(history, spec))
     with Bars() as bars:
         offline = ev.offline_scores(past, scorer, low, high, lambda done, total: bars("replay", done, total))
-    facts: dict[str, Any] = {"version": scorer.version, "engine": scorer.engine}
-    facts["offline"] = ev.measure(offline, past, low, high, folds=folds, known_ms=known)
+    facts = {"version": scorer.version, "engine": scorer.engine}
+    facts["offline"] = ev.measure(offline, past, low, high, folds=folds, known_ms=known_ms)
     agree = True
     if scores_topic or scores is not None:
         online = ev.scores_of_file(scores, low, high) if scores is not None else ev.scores_of_topic(
             loaded, spec.topic("scores"), low, high, until_idle)  # fmt: skip
         both, facts["agreement"] = ev.compare(offline, online)
-        facts["online"] = ev.measure(both, past, low, high, folds=folds, known_ms=known)
+        facts["online"] = ev.measure(both, past, low, high, folds=folds, known_ms=known_ms)
         # also false of NaN: no common event is no agreement
         agree = facts["agreement"]["one_score_each"] and facts["agreement"]["max_difference"] <= AGREEMENT
         facts["agreement"]["agree"] = agree

@@ -24,25 +24,39 @@ from models.messages import decode_score
 from models.scorer import Scorer
 from training.broker import read_topic
 from training.errors import TrainingError
-from training.metrics import CARDS, average_precision, card_precision_at_k, known_frauds_left_out, roc_auc
+from training.metrics import (
+    CARDS,
+    average_precision,
+    card_precision_at_k,
+    expected_calibration_error,
+    known_frauds_left_out,
+    roc_auc,
+)  # fmt: skip
 from training.replay import History, replay
 from training.settings import Settings
 
-__all__ = ["OnlineScores", "Scored", "compare", "measure", "offline_scores", "scores_of_file", "scores_of_topic"]
+__all__ = [
+    "METRICS", "OnlineScores", "Scored", "compare", "measure", "metrics_of", "offline_scores", "scores_of_file",
+    "scores_of_topic",
+]  # fmt: skip
 
-METRICS = ("average_precision", "roc_auc", f"card_precision_at_{CARDS}")
+METRICS = ("average_precision", "roc_auc", f"card_precision_at_{CARDS}", "expected_calibration_error")
 SHOWN_IDS = 5  # of events with something wrong
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """N events of a range of time, in the order of the clock. time_N: int64, epoch ms; score_N: float32."""
+    """N events of a range of time, in the order of the clock.
+
+    time_N: int64, epoch ms. score_N: float32. probability_N: float32, calibrated.
+    """
 
     event_id: list[str]
     entity: list[str]
     time_N: NDArray[np.int64]
     fraud_N: NDArray[np.bool_]
     score_N: NDArray[np.float32]
+    probability_N: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.event_id)
@@ -51,7 +65,7 @@ class Scored:
         index = np.flatnonzero(keep_N).tolist()
         return Scored(
             [self.event_id[i] for i in index], [self.entity[i] for i in index],
-            self.time_N[keep_N], self.fraud_N[keep_N], self.score_N[keep_N],
+            self.time_N[keep_N], self.fraud_N[keep_N], self.score_N[keep_N], self.probability_N[keep_N],
         )  # fmt: skip
 
 
@@ -59,11 +73,11 @@ class Scored:
 class OnlineScores:
     """What the worker published for a range of event time.
 
-    scores: the score of each event id. messages: how many there were. repeated: ids with more than one message;
-    conflicting: those whose messages differ in the score. models: versions that scored, and how often.
+    scores: score and probability of each event id. messages: how many there were. repeated: ids with more than one
+    message; conflicting: those whose messages differ in the score. models: versions that scored, and how often.
     """
 
-    scores: dict[str, float]
+    scores: dict[str, tuple[float, float]]
     messages: int
     repeated: set[str]
     conflicting: set[str]
@@ -91,13 +105,17 @@ def offline_scores(
     for chunk in replay(history, want, until_ms, report):
         batch = chunk.batch
         fraud = np.fromiter((i in frauds for i in batch.event_id), dtype=bool, count=len(batch))
-        parts.append(Scored(batch.event_id, batch.entity, batch.time_M, fraud, scorer.score(chunk.encoded).score_B))
+        scores = scorer.score(chunk.encoded)
+        parts.append(
+            Scored(batch.event_id, batch.entity, batch.time_M, fraud, scores.score_B, scores.probability_B)
+        )  # fmt: skip
     return Scored(
         [i for p in parts for i in p.event_id],
         [e for p in parts for e in p.entity],
         np.concatenate([p.time_N for p in parts]),
         np.concatenate([p.fraud_N for p in parts]),
         np.concatenate([p.score_N for p in parts]),
+        np.concatenate([p.probability_N for p in parts]),
     )
 
 
@@ -115,7 +133,7 @@ def measure(
         fold = scored.take((scored.time_N >= low) & (scored.time_N < high))
         if known_ms is not None:
             fold = _without_known_frauds(fold, history, low, high, known_ms)
-        results.append(_metrics(fold))
+        results.append(metrics_of(fold))
     means = {name: float(np.mean([r[name] for r in results])) for name in METRICS}
     counts = {name: sum(r[name] for r in results) for name in ("events", "frauds")}
     return means | counts | ({"folds": results} if folds > 1 else {})
@@ -144,7 +162,8 @@ def compare(offline: Scored, online: OnlineScores) -> tuple[Scored, dict[str, An
     ids = set(offline.event_id)
     found = np.fromiter((i in online.scores for i in offline.event_id), dtype=bool, count=len(offline))
     both = offline.take(found)
-    score_N = np.array([online.scores[i] for i in both.event_id], dtype=np.float32)
+    published = np.array([online.scores[i] for i in both.event_id], dtype=np.float32).reshape(-1, 2)
+    score_N, probability_N = published[:, 0], published[:, 1]
     missing = [i for i, there in zip(offline.event_id, found.tolist(), strict=True) if not there]
     unexpected = sorted(online.scores.keys() - ids)
     difference = float(np.max(np.abs(score_N - both.score_N))) if len(both) else float("nan")
@@ -158,12 +177,14 @@ def compare(offline: Scored, online: OnlineScores) -> tuple[Scored, dict[str, An
         facts[name] = len(wrong)
         if wrong:
             facts[f"{name}_ids"] = wrong[:SHOWN_IDS]
-    return Scored(both.event_id, both.entity, both.time_N, both.fraud_N, score_N), facts
+    return Scored(both.event_id, both.entity, both.time_N, both.fraud_N, score_N, probability_N), facts
 
 
-def _metrics(scored: Scored) -> dict[str, Any]:
+def metrics_of(scored: Scored) -> dict[str, Any]:
+    """METRICS, and the numbers of events and frauds."""
     cards = card_precision_at_k(scored.entity, scored.time_N, scored.fraud_N, scored.score_N, CARDS)
-    values = (average_precision(scored.fraud_N, scored.score_N), roc_auc(scored.fraud_N, scored.score_N), cards)
+    values = (average_precision(scored.fraud_N, scored.score_N), roc_auc(scored.fraud_N, scored.score_N), cards,
+              expected_calibration_error(scored.fraud_N, scored.probability_N))  # fmt: skip
     counts = {"events": len(scored), "frauds": int(scored.fraud_N.sum())}
     return dict(zip(METRICS, values, strict=True)) | counts
 
@@ -181,7 +202,7 @@ def _without_known_frauds(fold: Scored, history: History, low_ms: int, high_ms: 
 
 
 def _online(values: Iterable[bytes], start_ms: int, end_ms: int) -> OnlineScores:
-    scores: dict[str, float] = {}
+    scores: dict[str, tuple[float, float]] = {}
     repeated: set[str] = set()
     conflicting: set[str] = set()
     models: Counter[str] = Counter()
@@ -195,9 +216,10 @@ def _online(values: Iterable[bytes], start_ms: int, end_ms: int) -> OnlineScores
             continue
         models[message.model] += 1
         if message.event_id not in scores:
-            scores[message.event_id] = message.score  # the first of several is the one that is measured
+            # the first of several is the one that is measured
+            scores[message.event_id] = message.score, message.probability
             continue
         repeated.add(message.event_id)
-        if scores[message.event_id] != message.score:
+        if scores[message.event_id][0] != message.score:
             conflicting.add(message.event_id)
     return OnlineScores(scores, models.total(), repeated, conflicting, dict(models))

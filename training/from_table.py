@@ -81,8 +81,9 @@ def _refuse(reason: str, bad_M: Booleans, refused_M: Booleans, skipped: Counter[
 def _numbers(column: pd.Series[Any], low: float, high: float) -> tuple[NDArray[np.float64], Booleans]:
     """NaN where missing, and which are no number between the limits."""
     if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
-        words = {word: str(int(truth)) for word, truth in BOOLEAN_WORDS.items()}
-        column = column.astype("string").str.strip().str.lower().replace({**words, "": None})
+        words = {word: float(truth) for word, truth in BOOLEAN_WORDS.items()}
+        texts = column.astype("string").str.strip().str.lower()
+        column = texts.mask(texts == "").map(lambda text: words.get(text, text), na_action="ignore")
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     known = column.notna().to_numpy()
     with np.errstate(invalid="ignore"):
