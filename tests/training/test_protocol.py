@@ -226,7 +226,8 @@ def test_a_perfect_system_is_told_so(history: History) -> None:
 
     facts = run_protocol(history, [Oracle()], PLAN)
     mean = facts["systems"]["oracle"]["mean"]
-    assert (mean["average_precision"], mean["roc_auc"], mean["expected_calibration_error"]) == (1.0, 1.0, 0.0)
+    assert (mean["average_precision"], mean["roc_auc"]) == (1.0, 1.0)
+    assert mean["expected_calibration_error"] < 1e-6
     assert all(fold["events_left_out"] > 0 for fold in facts["folds"])
 
 
