@@ -60,7 +60,7 @@ def _columns(mapped: Mapped, skipped: Counter[str]) -> tuple[dict[str, pa.Array]
             values_M, bad_M = _numbers(column, *_limits(name, field))
             _refuse("range", bad_M, refused_M, skipped)
             missing_M = np.isnan(values_M)
-            columns[name] = pa.array(values_M.astype(np.float32), mask=missing_M)
+            columns[name] = pa.array(values_M, mask=missing_M)
             if isinstance(field, BooleanField):
                 columns[name] = pa.array(values_M > 0, mask=missing_M)
         else:
@@ -121,16 +121,10 @@ def _labels(mapped: Mapped, columns: dict[str, pa.Array], good_M: Booleans) -> p
         "label_time": pa.array(arrival_M),
         "fraud": pa.array(np.nan_to_num(verdict_M) > 0),
         **{f"profile.{name}": columns.get(profile.key) for name, profile in pipeline.profiles.items()},
-        **_amounts(pipeline, columns),
+        **{f"value.{name}": columns.get(name) for name in pipeline.label_amounts},
     }
     arrays = [_arranged(source[f.name] if f.name in source else values[f.name], order, f) for f in schema]
     return pa.table(arrays, schema=schema)
-
-
-def _amounts(pipeline: Pipeline, columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
-    """Amounts that labels carry for profiles that keep verdicts."""
-    names = {profile.amount for profile in pipeline.profiles.values() if profile.amount is not None}
-    return {f"amount.{name}": columns[name] for name in names if name in columns}
 
 
 def _source(time_M: NDArray[np.int64]) -> dict[str, Any]:

@@ -95,8 +95,10 @@ class _Sums:
         self, key_M: NDArray[np.int64], after_M: NDArray[np.int64], until_M: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Number and sum of the key's events with after < time <= until."""
-        low = np.searchsorted(self.position_N, self._positions(key_M, after_M), side="right")
-        high = np.searchsorted(self.position_N, self._positions(key_M, until_M), side="right")
+        order = np.lexsort((until_M, key_M))  # a search in order stays in the processor's cache
+        low, high = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
+        for found, time_M in ((low, after_M), (high, until_M)):
+            found[order] = np.searchsorted(self.position_N, self._positions(key_M, time_M)[order], side="right")
         return high - low, self.sum_N[high] - self.sum_N[low]
 
     def _positions(self, key_M: NDArray[np.int64], time_M: NDArray[np.int64]) -> NDArray[np.int64]:
