@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.codec import LATEST_MS
 from models.columns import identifier
 from models.pipeline.sample import BOOLEAN_WORDS
-from models.pipeline.spec import BooleanField, GeoField, NumberField, Pipeline, TimeField
+from models.pipeline.spec import BooleanField, GeoField, NumberField, TimeField
 from training.archive import APPEND_TIME, OFFSET, PARTITION, event_schema, label_schema
 from training.errors import HistoryError
 from training.replay import History

@@ -1,4 +1,4 @@
-"""The evaluation that cannot leak: it finds planted leaks, trains on no verdict from later, and finds nothing in noise."""
+"""The evaluation that cannot leak: it finds planted leaks, learns no verdict early, and finds nothing in noise."""
 
 from __future__ import annotations
 
