@@ -28,6 +28,10 @@ __all__ = ["app", "main"]
 
 app = App(name="python -m training", help="Learn from history and delayed labels: collect, train, evaluate, promote.")
 
+# Named, not imported: they need what is defined below.
+app.command("training.learn_cli:pretrain", name="pretrain")
+app.command("training.learn_cli:labels_curve", name="labels-curve")
+
 AGREEMENT = 1e-5  # of scores; as far as machines and torch builds may round apart
 
 PipelineOption = Annotated[str | None, Parameter(help="A shipped name or a TOML file; else LEPTON_PIPELINE.")]
@@ -107,6 +111,12 @@ def finetune(
     batch: int = 512,
     learning_rate: Annotated[float | None, Parameter(help="Peak; else 0.004, or 0.001 from a champion.")] = None,
     max_legit: Annotated[int, Parameter(help="Legitimate events kept for training, about.")] = 120_000,
+    average: Annotated[float, Parameter(help="Of the weights over the steps; 0 keeps them as they are.")] = 0.995,
+    augment: Annotated[bool, Parameter(help="Drop events, stretch gaps while training.", negative=())] = False,
+    refit: Annotated[bool, Parameter(help="Then train again on all days before the holdout.", negative=())] = False,
+    checkpoint: Annotated[Path | None, Parameter(help="Folder from which a killed training goes on.")] = None,
+    pretrained: Annotated[Path | None, Parameter(help="Start from this trunk, as `pretrain` made it.")] = None,
+    trunk_rate: Annotated[float, Parameter(help="Times the learning rate for the trunk.")] = 1.0,
     seed: int = 0,
     threads: int = 2,
     from_champion: Annotated[bool, Parameter(help="Start from the champion's weights.", negative=())] = False,
@@ -115,20 +125,24 @@ def finetune(
     as_json: JsonOption = False,
 ) -> None:
     """Train a detector on matured labels and write a verified bundle."""
-    from training.finetune import finetune as run  # noqa: PLC0415, torch takes seconds to import
+    from training.finetune import Start  # noqa: PLC0415, torch takes seconds to import
+    from training.finetune import finetune as run  # noqa: PLC0415
     from training.fit import Recipe  # noqa: PLC0415
     from training.progress import Bars  # noqa: PLC0415
 
     loaded, spec = _setup(settings, pipeline)
-    start_from = _champion(registry or loaded.registry, spec) if from_champion else None
+    start = Start(_champion(registry or loaded.registry, spec) if from_champion else None, pretrained)
     rate = learning_rate if learning_rate is not None else 1e-3 if from_champion else 4e-3
-    recipe = Recipe(epochs=epochs, batch=batch, learning_rate=rate, max_legit=max_legit, seed=seed, threads=threads)
+    recipe = Recipe(
+        epochs=epochs, batch=batch, learning_rate=rate, trunk_rate=trunk_rate, average=average, augment=augment,
+        max_legit=max_legit, seed=seed, threads=threads,
+    )  # fmt: skip
     with Bars() as bars:
         bundle = run(
             spec, history, out, end_ms=None if end is None else _time("--end", end), days=days,
             gap_ms=None if gap is None else _duration("--gap", gap),
             validation_ms=_duration("--validation", validation), holdout_ms=_duration("--holdout", holdout),
-            recipe=recipe, start_from=start_from, report=bars,
+            recipe=recipe, start=start, refit=refit, checkpoint=checkpoint, report=bars,
         )  # fmt: skip
     facts: dict[str, Any] = {"bundle": str(bundle.folder), "version": bundle.version, "threshold": bundle.threshold}
     _show(facts | bundle.info.metrics | {"seconds": bundle.info.training["seconds"]}, as_json)

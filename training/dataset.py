@@ -6,12 +6,16 @@ An event is used once `labels.maturity` has passed since it, when no verdict cou
 training and validation lies a gap as long: on the first day of validation a model in production would know no
 younger label. Validation chooses the epoch; the holdout, newest and untouched by that choice, gives calibration,
 threshold and the reported metrics. All frauds are trained on, of the legitimate a seeded share.
+
+A refit trains once more, on everything before the holdout, for as many epochs as validation has chosen: the newest
+matured days say most about the next. The holdout then follows training without a gap, which flatters its metrics a
+little; a model in production is older than that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +29,8 @@ from training.replay import History, replay
 __all__ = ["Dataset", "Part", "Split", "build_dataset", "plan_split", "sampled"]
 
 PARTS = ("train", "validation", "holdout")
+NEWEST = "newest"
+SAMPLED = ("train", NEWEST)
 MIN_FRAUDS = 10  # fewer in a part decide nothing
 
 
@@ -57,26 +63,57 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """N events in the order of the clock, with their windows. fraud_N: bool; time_N: int64, epoch ms."""
+    """N events in the order of the clock, with their windows. fraud_N: bool; time_N: int64, epoch ms.
+
+    legit_share: which share of the legitimate events of its days this is; of the frauds it is always all.
+    """
 
     encoded: Encoded
     fraud_N: NDArray[np.bool_]
     entity: list[str]
     time_N: NDArray[np.int64]
+    legit_share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.fraud_N)
 
+    @property
+    def prior(self) -> float:
+        """Share of frauds among all events of its days, the legitimate that were left out included."""
+        frauds = int(self.fraud_N.sum())
+        return frauds / (frauds + (len(self) - frauds) / self.legit_share)
+
+    def take(self, keep_N: NDArray[np.bool_]) -> Part:
+        """The events where this is True; as a sample of both kinds alike, it keeps the prior."""
+        entity = [self.entity[i] for i in np.flatnonzero(keep_N).tolist()]
+        return replace(
+            self, encoded=self.encoded.take(keep_N), fraud_N=self.fraud_N[keep_N], entity=entity,
+            time_N=self.time_N[keep_N],
+        )  # fmt: skip
+
+    @staticmethod
+    def concatenate(parts: list[Part]) -> Part:
+        """Parts of the same share one after another; at least one."""
+        if len(parts) == 1:
+            return parts[0]
+        return Part(
+            Encoded.concatenate([p.encoded for p in parts]),
+            np.concatenate([p.fraud_N for p in parts]),
+            [e for p in parts for e in p.entity],
+            np.concatenate([p.time_N for p in parts]),
+            parts[0].legit_share,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The three parts; legit_share is the share of the legitimate events that `train` kept."""
+    """The three parts; `newest` is what a refit adds to `train`: of the gap and of validation, sampled like it."""
 
     split: Split
     train: Part
     validation: Part
     holdout: Part
-    legit_share: float
+    newest: Part | None = None
 
 
 def plan_split(
@@ -115,28 +152,22 @@ def build_dataset(
     *,
     max_legit: int,
     seed: int,
+    newest: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Replay what was known at the split's end and keep the three parts' windows.
 
-    max_legit: about this many legitimate events are kept for training. Raises TrainingError when a part holds
-    too few frauds to learn or decide anything from.
+    max_legit: about this many legitimate events are kept for training. newest: also keep what a refit adds. Raises
+    TrainingError when a part holds too few frauds to learn or decide anything from.
     """
     known = history.known_by(split.end_ms)
     frauds = known.frauds()
     in_train = int((split.part_of(known.event_time_M) == 0).sum())
-    share = min(1.0, max_legit / max(in_train, 1))
-
-    def want(batch: EventBatch) -> NDArray[np.bool_]:
-        part_M = split.part_of(batch.time_M)
-        kept_M = sampled(batch.id_hash_M, share, seed) | _is_in(batch.event_id, frauds)
-        return np.asarray((part_M > 0) | ((part_M == 0) & kept_M))
-
-    parts = _Parts(split, frauds)
-    for chunk in replay(known, want, report=report):
+    parts = _Parts(split, frauds, min(1.0, max_legit / max(in_train, 1)), seed, newest)
+    for chunk in replay(known, parts.wanted, report=report):
         parts.add(chunk.encoded, chunk.batch)
-    train, validation, holdout = (parts.join(number) for number in range(len(PARTS)))
-    return Dataset(split, train, validation, holdout, share)
+    train, validation, holdout = (parts.join(name) for name in PARTS)
+    return Dataset(split, train, validation, holdout, parts.join(NEWEST) if newest else None)
 
 
 def sampled(id_hash_M: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.bool_]:
@@ -152,33 +183,46 @@ def sampled(id_hash_M: NDArray[np.uint64], share: float, seed: int) -> NDArray[n
 class _Parts:
     """Collects the windows of each part; a part is joined once and then dropped here, to hold no second copy."""
 
-    def __init__(self, split: Split, frauds: set[str]) -> None:
-        self.split, self.frauds = split, frauds
-        self.chunks: list[list[Part]] = [[] for _ in PARTS]
+    def __init__(self, split: Split, frauds: set[str], share: float, seed: int, newest: bool) -> None:
+        self.split, self.frauds, self.share, self.seed, self.newest = split, frauds, share, seed, newest
+        self.chunks: dict[str, list[Part]] = {name: [] for name in (*PARTS, NEWEST)}
+
+    def wanted(self, batch: EventBatch) -> NDArray[np.bool_]:
+        return np.asarray(np.any(list(self._members(batch).values()), axis=0))
 
     def add(self, encoded: Encoded, batch: EventBatch) -> None:
-        part_M = self.split.part_of(batch.time_M)
+        """Wanted events and their windows."""
         fraud_M = _is_in(batch.event_id, self.frauds)
-        for number in np.unique(part_M).tolist():
-            index = np.flatnonzero(part_M == number)
-            entity = [batch.entity[i] for i in index.tolist()]
-            self.chunks[number].append(Part(encoded.take(index), fraud_M[index], entity, batch.time_M[index]))
+        for name, member_M in self._members(batch).items():
+            index = np.flatnonzero(member_M)
+            if len(index) > 0:
+                entity = [batch.entity[i] for i in index.tolist()]
+                share = self.share if name in SAMPLED else 1.0
+                self.chunks[name].append(
+                    Part(encoded.take(index), fraud_M[index], entity, batch.time_M[index], share)
+                )  # fmt: skip
 
-    def join(self, number: int) -> Part:
-        chunks, self.chunks[number] = self.chunks[number], []
+    def join(self, name: str) -> Part:
+        chunks = self.chunks.pop(name)
         frauds = sum(int(c.fraud_N.sum()) for c in chunks)
-        if frauds < MIN_FRAUDS:
+        if frauds < MIN_FRAUDS and name in PARTS:
             events = sum(len(c) for c in chunks)
             borders = ", ".join(f"{k} {v}" for k, v in self.split.describe().items())
             raise TrainingError(
-                f"{PARTS[number]} holds {frauds} frauds in {events} events: expected at least {MIN_FRAUDS} ({borders})"
+                f"{name} holds {frauds} frauds in {events} events: expected at least {MIN_FRAUDS} ({borders})"
             )
-        return Part(
-            Encoded.concatenate([c.encoded for c in chunks]),
-            np.concatenate([c.fraud_N for c in chunks]),
-            [e for c in chunks for e in c.entity],
-            np.concatenate([c.time_N for c in chunks]),
-        )
+        return Part.concatenate(chunks)
+
+    def _members(self, batch: EventBatch) -> dict[str, NDArray[np.bool_]]:
+        """Which events belong to each part; one of validation may be among the newest as well."""
+        time_M, part_M = batch.time_M, self.split.part_of(batch.time_M)
+        kept_M = sampled(batch.id_hash_M, self.share, self.seed) | _is_in(batch.event_id, self.frauds)
+        members = {name: part_M == number for number, name in enumerate(PARTS)}
+        members["train"] &= kept_M
+        if self.newest:
+            split = self.split
+            members[NEWEST] = kept_M & (time_M >= split.train_end_ms) & (time_M < split.holdout_start_ms)
+        return members
 
 
 def _is_in(ids: list[str], chosen: set[str]) -> NDArray[np.bool_]:

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from models.bundle import Bundle, load_bundle
 from models.bundle_write import write_bundle
@@ -26,17 +28,43 @@ from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
 from models.policy import decide, threshold_for_budget
 from training.archive import Archive
+from training.calibrate import calibrate, cross_calibrated
 from training.dataset import Dataset, Part, Split, build_dataset, plan_split
-from training.fit import Fitted, Recipe, fit, fit_calibration, score
-from training.metrics import CARDS, average_precision, card_precision_at_k, expected_calibration_error, roc_auc
+from training.errors import TrainingError
+from training.fit import Fitted, Recipe, fit, score
+from training.fit import refit as fit_again
+from training.metrics import (
+    CARDS,
+    average_precision,
+    brier_score,
+    card_precision_at_k,
+    expected_calibration_error,
+    log_loss,
+    roc_auc,
+    top_percentile,
+)
 from training.replay import History, load_history
+from training.trunks import load_trunk
 
-__all__ = ["finetune", "finetune_history", "split_history"]
+__all__ = ["Start", "finetune", "finetune_history", "new_detector", "split_history"]
 
 GOLDEN_EACH = 16  # frauds and legitimate windows in the golden case
+CHECKPOINTS = ("fit.safetensors", "refit.safetensors")
 
-# report(stage, done, total, note): stages are "replay" (events) and "train" (epochs)
+# report(stage, done, total, note): stages are "replay" (events), "train" and "refit" (epochs)
 Report = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What training starts from instead of random weights: a bundle, or a pre-trained trunk; folders, at most one."""
+
+    bundle: Path | None = None
+    trunk: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.bundle is not None and self.trunk is not None:
+            raise TrainingError(f"{self.bundle} and {self.trunk}: expected one to start from, not both")
 
 
 def finetune(
@@ -50,21 +78,26 @@ def finetune(
     validation_ms: int = 3 * DAY_MS,
     holdout_ms: int = 4 * DAY_MS,
     recipe: Recipe | None = None,
-    start_from: Path | None = None,
+    start: Start | None = None,
+    refit: bool = False,
+    checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> Bundle:
     """Train on the history below `history_root` as it was known at `end_ms` and write a bundle to `out`.
 
     end_ms: None stands for the end of the history. days: how many days to train on, None for all; the state
-    is always replayed from the history's beginning. gap_ms: None stands for the labels' maturity. start_from:
-    a bundle whose weights and scaling to start from. Raises HistoryError, TrainingError and BundleError.
+    is always replayed from the history's beginning. gap_ms: None stands for the labels' maturity. refit: train once
+    more, on everything before the holdout. checkpoint: a folder for what a killed training goes on from; emptied when
+    the bundle is written. Raises HistoryError, TrainingError, CheckpointError, PretrainedError and BundleError.
     """
     _check_free(out)
     history = load_history(Archive(history_root, pipeline))
     split = split_history(
         history, end_ms=end_ms, days=days, gap_ms=gap_ms, validation_ms=validation_ms, holdout_ms=holdout_ms
     )
-    return finetune_history(history, split, out, recipe=recipe or Recipe(), start_from=start_from, report=report)
+    return finetune_history(
+        history, split, out, recipe=recipe or Recipe(), start=start, refit=refit, checkpoint=checkpoint, report=report
+    )
 
 
 def split_history(
@@ -81,49 +114,83 @@ def split_history(
 
 
 def finetune_history(
-    history: History, split: Split, out: Path, *, recipe: Recipe, start_from: Path | None, report: Report | None
+    history: History,
+    split: Split,
+    out: Path,
+    *,
+    recipe: Recipe,
+    start: Start | None = None,
+    refit: bool = False,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
 ) -> Bundle:
     """As `finetune`, for a history that is loaded and split."""
     began, pipeline = time.monotonic(), history.pipeline
-    tell = report or (lambda *_: None)
+    tell, start = report or (lambda *_: None), start or Start()
     dataset = build_dataset(
-        history, split, max_legit=recipe.max_legit, seed=recipe.seed,
+        history, split, max_legit=recipe.max_legit, seed=recipe.seed, newest=refit,
         report=lambda done, total: tell("replay", done, total, ""),
     )  # fmt: skip
-    detector, parent = _detector(pipeline, dataset, recipe, start_from)
+    detector, origin = new_detector(pipeline, dataset.train, recipe.seed, start)
     fitted = fit(
         detector, dataset.train, dataset.validation, recipe,
         lambda epoch, note: tell("train", epoch, recipe.epochs, note),
+        checkpoint=checkpoint and checkpoint / CHECKPOINTS[0],
     )  # fmt: skip
+    if dataset.newest is not None:
+        whole = Part.concatenate([dataset.train, dataset.newest])
+        detector, origin = new_detector(pipeline, whole, recipe.seed, start)
+        fit_again(
+            detector, whole, recipe, fitted.best_epoch,
+            lambda epoch, note: tell("refit", epoch, fitted.best_epoch, note),
+            checkpoint=checkpoint and checkpoint / CHECKPOINTS[1],
+        )  # fmt: skip
     holdout, score_N = dataset.holdout, score(detector, dataset.holdout.encoded)
     threshold = threshold_for_budget(score_N, split.holdout_days, pipeline.policy.alerts_per_day)
-    return write_bundle(
-        out, pipeline, detector,
-        calibration=fit_calibration(score_N, holdout.fraud_N), threshold=threshold,
+    found = calibrate(score_N, holdout.fraud_N)
+    facts = _facts(dataset, fitted, recipe, origin) | {
+        "refit_events": None if dataset.newest is None else len(dataset.train) + len(dataset.newest),
+        "calibration": found.family, "calibration_log_loss": found.log_loss,
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+    bundle = write_bundle(
+        out, pipeline, detector, calibration=found.curve, threshold=threshold, training=facts,
         metrics=_metrics(holdout, score_N, threshold, split) | {"best_validation_ap": max(fitted.validation_ap)},
-        training=_facts(dataset, fitted, recipe, parent) | {"seconds": round(time.monotonic() - began, 1)},
         golden=_golden(holdout),
     )  # fmt: skip
+    if checkpoint is not None:
+        for name in CHECKPOINTS:
+            (checkpoint / name).unlink(missing_ok=True)
+    return bundle
+
+
+def new_detector(
+    pipeline: Pipeline, train: Part, seed: int, start: Start | None = None
+) -> tuple[Detector, dict[str, str | None]]:
+    """The detector to train, and the versions of what it starts from.
+
+    Another bundle's as it is; or a new one, scaled on these windows, whose logit begins at the prior, and whose trunk
+    (with the scaling of the events) may be pre-trained.
+    """
+    start = start or Start()
+    if start.bundle is not None:
+        bundle = load_bundle(start.bundle, pipeline)
+        return detector_of(bundle), {"started_from": bundle.version, "pretrained": None}
+    torch.manual_seed(seed)
+    spec = pipeline.detector
+    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
+    detector.fit_scaler(train.encoded)
+    prior = min(max(train.prior, 1e-6), 0.5)
+    with torch.no_grad():
+        cast(nn.Linear, detector.head[-1]).bias.fill_(math.log(prior / (1.0 - prior)))
+    version = None if start.trunk is None else load_trunk(start.trunk, pipeline, detector)
+    return detector, {"started_from": None, "pretrained": version}
 
 
 def _check_free(out: Path) -> None:
     """Before minutes of work, not after."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError("exists", f"{out} is not empty: expected a new or empty folder")
-
-
-def _detector(
-    pipeline: Pipeline, dataset: Dataset, recipe: Recipe, start_from: Path | None
-) -> tuple[Detector, str | None]:
-    """A new detector scaled on the training windows, or another bundle's as it is; and that bundle's version."""
-    if start_from is not None:
-        bundle = load_bundle(start_from, pipeline)
-        return detector_of(bundle), bundle.version
-    torch.manual_seed(recipe.seed)
-    spec = pipeline.detector
-    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
-    detector.fit_scaler(dataset.train.encoded)
-    return detector, None
 
 
 def _metrics(part: Part, score_N: NDArray[np.float32], threshold: float, split: Split) -> dict[str, Any]:
@@ -133,7 +200,7 @@ def _metrics(part: Part, score_N: NDArray[np.float32], threshold: float, split: 
         "average_precision": average_precision(part.fraud_N, score_N),
         "roc_auc": roc_auc(part.fraud_N, score_N),
         f"card_precision_at_{CARDS}": card_precision_at_k(part.entity, part.time_N, part.fraud_N, score_N, CARDS),
-        "expected_calibration_error": _cross_calibration_error(score_N, part.fraud_N),
+        **_calibration_metrics(part.fraud_N, score_N),
         "alerts_per_day": int(alert_N.sum()) / split.holdout_days,
         "alert_precision": hits / max(int(alert_N.sum()), 1),
         "alert_recall": hits / max(int(part.fraud_N.sum()), 1),
@@ -142,23 +209,27 @@ def _metrics(part: Part, score_N: NDArray[np.float32], threshold: float, split: 
     }
 
 
-def _cross_calibration_error(score_N: NDArray[np.float32], fraud_N: NDArray[np.bool_]) -> float:
-    """Of each half under the curve fitted on the other: on its own data a curve is always right."""
-    halves = [slice(0, None, 2), slice(1, None, 2)]
-    errors = []
-    for own, other in (halves, halves[::-1]):
-        curve = fit_calibration(score_N[other], fraud_N[other])
-        errors.append(expected_calibration_error(fraud_N[own], curve.apply(score_N[own])))
-    return float(np.mean(errors))
+def _calibration_metrics(fraud_N: NDArray[np.bool_], score_N: NDArray[np.float32]) -> dict[str, Any]:
+    """Of each half under the curve fitted on the other; `score_…` is of the detector's own probabilities, no curve."""
+    probability_N = cross_calibrated(score_N, fraud_N)
+    mean, rate = top_percentile(fraud_N, probability_N)
+    return {
+        "expected_calibration_error": expected_calibration_error(fraud_N, probability_N),
+        "score_calibration_error": expected_calibration_error(fraud_N, score_N),
+        "log_loss": log_loss(fraud_N, probability_N),
+        "brier_score": brier_score(fraud_N, probability_N),
+        "top_percentile_probability": mean,
+        "top_percentile_fraud_rate": rate,
+    }
 
 
-def _facts(dataset: Dataset, fitted: Fitted, recipe: Recipe, parent: str | None) -> dict[str, Any]:
+def _facts(dataset: Dataset, fitted: Fitted, recipe: Recipe, origin: dict[str, str | None]) -> dict[str, Any]:
     return {
         **dataset.split.describe(),
         "events": len(dataset.train),
         "frauds": int(dataset.train.fraud_N.sum()),
-        "legit_share": dataset.legit_share,
-        "started_from": parent,
+        "legit_share": dataset.train.legit_share,
+        **origin,
         "best_epoch": fitted.best_epoch,
         "loss": fitted.loss,
         "validation_average_precision": fitted.validation_ap,

@@ -1,36 +1,47 @@
 """The optimisation itself: a detector, windows and verdicts in; the weights of the best epoch out.
 
-AdamW with a one-cycle rate and binary cross-entropy. After every epoch the validation part is scored the way
-the worker scores; the epoch with the highest average precision is kept. Seeded: the same data, seed, torch
-build and thread count give the same weights.
+AdamW with a one-cycle rate and binary cross-entropy; the weights that count are an exponential moving average of those
+that are trained. After every epoch it scores the validation part the way the worker scores; the epoch with the highest
+average precision is kept. Seeded: the same data, seed, torch build and thread count give the same weights, also when
+the training was killed and went on from a checkpoint.
+
+Legitimate events are a sample, all frauds are there: the odds of fraud are 1/share times what they are in the stream.
+The loss therefore sees the logit plus log(1/share), and the detector's own logit is that of the stream (prior
+correction: King and Zeng, Political Analysis 2001; Menon et al., arXiv:2007.07314). Weights of 1/share would aim at the
+same, but let few events move the gradient by much.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from models.calibration import Calibration
 from models.detectors import Detector
 from models.detectors.base import tensors
 from models.engines.base import scores_of
 from models.engines.torch_engine import TorchEngine
 from models.features.encoded import Encoded
+from training.augment import Augmenter
+from training.checkpoint import Checkpoint, digest_of
 from training.dataset import Part
 from training.errors import TrainingError
+from training.loop import Loop
 from training.metrics import average_precision
+from training.trunks import in_trunk
 
-__all__ = ["Fitted", "Recipe", "fit", "fit_calibration", "score"]
+__all__ = ["Fitted", "Recipe", "fit", "refit", "score"]
 
-WARM_UP = 0.3  # share of the steps on which the rate rises
-CLIP = 1.0  # gradient norm: one odd batch must not undo an epoch
+Report = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +51,21 @@ class Recipe:
     epochs: int = 8
     batch: int = 512  # smaller learns more an epoch, larger is faster on the CPU
     learning_rate: float = 4e-3  # the peak of the cycle
+    trunk_rate: float = 1.0  # times that for what reads the events: below 1 it stays nearer to where it was pre-trained
     weight_decay: float = 1e-2
+    average: float = 0.995  # share of the old average in the new one at each step; 0 takes the weights as they are
+    augment: bool = False  # windows as they might have been: `training.augment`
     patience: int = 4  # epochs without a better average precision after which training stops
     max_legit: int = 120_000  # legitimate events kept for training: time and memory grow with it
     seed: int = 0
     threads: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "learning_rate", "patience", "max_legit", "threads"):
+        for name in ("epochs", "batch", "learning_rate", "trunk_rate", "patience", "max_legit", "threads"):
             if getattr(self, name) <= 0:
                 raise TrainingError(f"{name} = {getattr(self, name)}: expected above zero")
+        if not 0 <= self.average < 1:
+            raise TrainingError(f"average = {self.average}: expected at least 0 and below 1")
 
 
 @dataclass
@@ -62,34 +78,68 @@ class Fitted:
 
 
 def fit(
-    detector: Detector, train: Part, validation: Part, recipe: Recipe, report: Callable[[int, str], None] | None = None
+    detector: Detector,
+    train: Part,
+    validation: Part,
+    recipe: Recipe,
+    report: Report | None = None,
+    *,
+    checkpoint: Path | None = None,
 ) -> Fitted:
-    """Train in place and leave the weights of the best epoch, in eval mode. report(epoch, note) after each."""
-    torch.set_num_threads(recipe.threads)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    inputs, fraud_N = tensors(train.encoded), torch.from_numpy(train.fraud_N.astype(np.float32))
-    steps = -(-len(train) // recipe.batch)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps * recipe.epochs, pct_start=WARM_UP
-    )
+    """Train in place and leave the weights of the best epoch, in eval mode. report(epoch, note) after each.
+
+    checkpoint: a file, written after every epoch, gone on from where there is one, and left when all is done. Raises
+    CheckpointError for that of another training.
+    """
+    loop = _loop(detector, train, recipe)
+    saved = _checkpoint(checkpoint, detector, recipe, train, validation)
     fitted, best = Fitted(), copy.deepcopy(detector.state_dict())
-    for epoch in range(1, recipe.epochs + 1):
-        order = torch.randperm(len(train), generator=generator)
-        detector.train()
-        total = 0.0
-        for index in torch.split(order, recipe.batch):
-            total += _step(detector, optimizer, [t[index] for t in inputs], fraud_N[index]) * len(index)
-            schedule.step()
-        fitted.loss.append(total / len(train))
-        fitted.validation_ap.append(average_precision(validation.fraud_N, score(detector, validation.encoded)))
-        if fitted.best_epoch == 0 or fitted.validation_ap[-1] > fitted.validation_ap[fitted.best_epoch - 1]:
-            fitted.best_epoch, best = epoch, copy.deepcopy(detector.state_dict())
+    if saved is not None and (found := saved.load()) is not None:
+        kept, facts = found
+        loop.restore(kept, facts["loop"])
+        fitted = Fitted(**facts["fitted"])
+        best = {name: kept[f"best.{name}"] for name in best}
+    loss_of = _loss(detector, train, recipe)
+    while loop.epoch < recipe.epochs and loop.epoch - fitted.best_epoch < recipe.patience:
+        fitted.loss.append(loop.run_epoch(loss_of))
+        found_ap = average_precision(validation.fraud_N, score(loop.average.model, validation.encoded))
+        if fitted.best_epoch == 0 or found_ap > fitted.validation_ap[fitted.best_epoch - 1]:
+            fitted.best_epoch, best = loop.epoch, copy.deepcopy(loop.average.model.state_dict())
+        fitted.validation_ap.append(found_ap)
+        if saved is not None:
+            _save(saved, loop, best, fitted)
         if report is not None:
-            report(epoch, f"loss {fitted.loss[-1]:.4f}, validation AP {fitted.validation_ap[-1]:.4f}")
-        if epoch - fitted.best_epoch >= recipe.patience:
-            break
+            report(loop.epoch, f"loss {fitted.loss[-1]:.4f}, validation AP {found_ap:.4f}")
     detector.load_state_dict(best)
+    detector.eval()
+    return fitted
+
+
+def refit(
+    detector: Detector,
+    train: Part,
+    recipe: Recipe,
+    epochs: int,
+    report: Report | None = None,
+    *,
+    checkpoint: Path | None = None,
+) -> Fitted:
+    """Train in place without validation for the epochs that `fit` chose, on the same cycle; as `fit` otherwise."""
+    loop = _loop(detector, train, recipe)
+    saved = _checkpoint(checkpoint, detector, recipe, train, train, f"refit {epochs}")
+    fitted = Fitted()
+    if saved is not None and (found := saved.load()) is not None:
+        loop.restore(found[0], found[1]["loop"])
+        fitted = Fitted(**found[1]["fitted"])
+    loss_of = _loss(detector, train, recipe)
+    while loop.epoch < epochs:
+        fitted.loss.append(loop.run_epoch(loss_of))
+        fitted.best_epoch = loop.epoch
+        if saved is not None:
+            _save(saved, loop, {}, fitted)
+        if report is not None:
+            report(loop.epoch, f"loss {fitted.loss[-1]:.4f}")
+    detector.load_state_dict(loop.average.model.state_dict())
     detector.eval()
     return fitted
 
@@ -100,22 +150,52 @@ def score(detector: Detector, encoded: Encoded) -> NDArray[np.float32]:
     return scores_of(TorchEngine(detector).logits(encoded))
 
 
-def fit_calibration(score_N: NDArray[np.float32], fraud_N: NDArray[np.bool_]) -> Calibration:
-    """Isotonic regression of the verdicts on the scores.
+def _loop(detector: Detector, train: Part, recipe: Recipe) -> Loop[Detector]:
+    named = list(detector.named_parameters())
+    trunk = [p for name, p in named if in_trunk(name)]
+    rest = [p for name, p in named if not in_trunk(name)]
+    return Loop(
+        detector, [(rest, recipe.learning_rate), (trunk, recipe.learning_rate * recipe.trunk_rate)],
+        items=len(train), batch=recipe.batch, epochs=recipe.epochs, weight_decay=recipe.weight_decay,
+        average=recipe.average, seed=recipe.seed, threads=recipe.threads,
+    )  # fmt: skip
 
-    The highest probability stays below 1 by what so many frauds can tell: 1 - 1 / (frauds + 2).
-    """
-    most = 1.0 - 1.0 / (int(fraud_N.sum()) + 2)
-    curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(score_N.astype(np.float64), fraud_N)
-    scores, first = np.unique(curve.X_thresholds_, return_index=True)
-    probabilities = np.minimum(np.maximum.accumulate(curve.y_thresholds_[first]), most)
-    return Calibration(tuple(scores.tolist()), tuple(probabilities.tolist()))
+
+def _loss(detector: Detector, train: Part, recipe: Recipe) -> Callable[[Tensor, Generator], Tensor]:
+    inputs, fraud_N = tensors(train.encoded), torch.from_numpy(train.fraud_N.astype(np.float32))
+    offset = -math.log(train.legit_share)
+    augmenter = Augmenter(detector.inputs) if recipe.augment else None
+
+    def loss_of(index: Tensor, generator: Generator) -> Tensor:
+        batch = [tensor[index] for tensor in inputs]
+        if augmenter is not None:
+            batch = augmenter(batch, generator)
+        return nn.functional.binary_cross_entropy_with_logits(detector(*batch) + offset, fraud_N[index])
+
+    return loss_of
 
 
-def _step(detector: Detector, optimizer: torch.optim.Optimizer, inputs: list[Tensor], fraud_B: Tensor) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss = nn.functional.binary_cross_entropy_with_logits(detector(*inputs), fraud_B)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(detector.parameters(), CLIP)
-    optimizer.step()
-    return float(loss.item())
+def _checkpoint(
+    path: Path | None, detector: Detector, recipe: Recipe, train: Part, validation: Part, what: str = "fit"
+) -> Checkpoint | None:
+    if path is None:
+        return None
+    start = detector.weights()
+    how = msgspec.json.encode(asdict(recipe)).decode()
+    return Checkpoint(path, {
+        "kind": what, "torch": str(torch.__version__), "recipe": digest_of(how),
+        "data": digest_of(*_arrays(train), *_arrays(validation)),
+        "start": digest_of(detector.architecture, *(start[name] for name in sorted(start))),
+    })  # fmt: skip
+
+
+def _arrays(part: Part) -> list[NDArray[Any]]:
+    encoded = part.encoded
+    share = np.array([part.legit_share])
+    return [*(getattr(encoded, name) for name in Encoded.__slots__), part.fraud_N, share]
+
+
+def _save(saved: Checkpoint, loop: Loop[Detector], best: dict[str, Tensor], fitted: Fitted) -> None:
+    tensors, facts = loop.state()
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    saved.save(tensors, {"loop": facts, "fitted": asdict(fitted)})

@@ -7,6 +7,7 @@ define (no fraud, or nothing but fraud) is NaN, never a made-up number.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from models.clock import DAY_MS
 
 __all__ = [
-    "CARDS", "average_precision", "card_precision_at_k", "expected_calibration_error", "known_frauds_left_out",
-    "roc_auc",
+    "CARDS", "Reliability", "average_precision", "brier_score", "card_precision_at_k", "expected_calibration_error",
+    "known_frauds_left_out", "log_loss", "reliability", "roc_auc", "top_percentile", "wilson",
 ]  # fmt: skip
 
 CARDS = 100  # of card precision: a day's work of an analyst, as published results have it
+LEAST = 1e-7  # of a probability in a logarithm; a float32 that is 0 or 1 would cost infinitely much
+Z95 = 1.959964  # standard deviations that hold 95 %
 
 Scores = NDArray[np.float32] | NDArray[np.float64]
 
@@ -95,8 +98,75 @@ def expected_calibration_error(fraud_N: NDArray[np.bool_], probability_N: Scores
     """
     if len(fraud_N) == 0:
         return float("nan")
+    curve = reliability(fraud_N, probability_N, bins)
+    return sum(b.events * abs(b.probability - b.fraud_rate) for b in curve) / len(fraud_N)
+
+
+def log_loss(fraud_N: NDArray[np.bool_], probability_N: Scores) -> float:
+    """Mean negative logarithm of the probability that was given to what happened, in nats. NaN without events."""
+    if len(fraud_N) == 0:
+        return float("nan")
+    known_N = np.clip(np.where(fraud_N, probability_N, 1.0 - probability_N).astype(np.float64), LEAST, 1.0)
+    return float(-np.log(known_N).mean())
+
+
+def brier_score(fraud_N: NDArray[np.bool_], probability_N: Scores) -> float:
+    """Mean squared distance between probability and what happened, 0 or 1. NaN without events."""
+    if len(fraud_N) == 0:
+        return float("nan")
+    return float(np.mean((probability_N.astype(np.float64) - fraud_N) ** 2))
+
+
+def wilson(frauds: int, events: int, z: float = Z95) -> tuple[float, float]:
+    """Interval for a rate of which `frauds` of `events` are known (Wilson 1927): of use also for 0 frauds.
+
+    Raises ValueError without events.
+
+    >>> [round(x, 4) for x in wilson(0, 10)]
+    [0.0, 0.2775]
+    """
+    if events < 1 or not 0 <= frauds <= events:
+        raise ValueError(f"wilson: {frauds} of {events}: expected at least one event, and no more frauds than events")
+    rate, spread = frauds / events, z * z / events
+    middle = (rate + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * float(np.sqrt(rate * (1 - rate) / events + spread / (4 * events)))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """One bin of a reliability curve: mean probability, share of frauds, its 95 % interval, and how many events."""
+
+    probability: float
+    fraud_rate: float
+    low: float
+    high: float
+    events: int
+
+
+def reliability(fraud_N: NDArray[np.bool_], probability_N: Scores, bins: int = 10) -> list[Reliability]:
+    """Probability against fraud rate over bins of equal numbers of events, from the lowest probability up.
+
+    Events of equal probability may fall into two bins: the curve never hides how many there are. Without events: [].
+    """
+    if len(fraud_N) == 0:
+        return []
     order = np.argsort(probability_N, kind="stable")
-    total = 0.0
+    curve = []
     for part in np.array_split(order, min(bins, len(order))):
-        total += len(part) * abs(float(np.mean(probability_N[part])) - float(np.mean(fraud_N[part])))
-    return total / len(order)
+        frauds = int(fraud_N[part].sum())
+        low, high = wilson(frauds, len(part))
+        mean = float(np.mean(probability_N[part], dtype=np.float64))
+        curve.append(Reliability(mean, frauds / len(part), low, high, len(part)))
+    return curve
+
+
+def top_percentile(fraud_N: NDArray[np.bool_], probability_N: Scores, share: float = 0.01) -> tuple[float, float]:
+    """(mean probability, share of frauds) of the most suspicious events, at least one: where alerts come from.
+
+    (NaN, NaN) without events.
+    """
+    if len(fraud_N) == 0:
+        return float("nan"), float("nan")
+    top = np.argsort(-probability_N, kind="stable")[: max(1, round(share * len(fraud_N)))]
+    return float(np.mean(probability_N[top], dtype=np.float64)), float(fraud_N[top].mean())

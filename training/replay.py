@@ -77,12 +77,13 @@ class Replayed:
     batch: EventBatch
 
 
-def load_history(archive: Archive) -> History:
-    """The whole history. Raises HistoryError when there is none."""
-    events, labels = archive.read("events"), archive.read("labels")
+def load_history(archive: Archive, *, labels: bool = True) -> History:
+    """The whole history, or its events alone: files of labels are then not opened. Raises HistoryError without any."""
+    events = archive.read("events")
+    known = archive.read("labels") if labels else archive.schemas["labels"].empty_table()
     return History(
-        archive.pipeline, events, labels,
-        _clocks(events, archive.time_columns["events"]), _clocks(labels, archive.time_columns["labels"]),
+        archive.pipeline, events, known,
+        _clocks(events, archive.time_columns["events"]), _clocks(known, archive.time_columns["labels"]),
     )  # fmt: skip
 
 

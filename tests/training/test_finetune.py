@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from models.pipeline.load import load_pipeline
 from models.samples import write_file
 from models.scorer import load_scorer
 from models.simulate import simulate
+from tests.training.parts import part
 from training.archive import Archive
 from training.cli import app
 from training.dataset import build_dataset, plan_split, sampled
 from training.errors import TrainingError
 from training.evaluate import Scored, offline_scores
-from training.finetune import finetune
-from training.fit import Recipe, fit_calibration
+from training.finetune import Start, finetune
+from training.fit import Recipe
 from training.history import import_file
+from training.labels_curve import label_sample
 from training.replay import History, load_history
 from training.tables import Mapped, read_file
 
@@ -99,8 +102,8 @@ def test_training_can_start_from_another_bundle(history_root: Path, bundle_folde
     """It keeps the parent's scaling, moves its weights and names it."""
     pipeline = load_pipeline("payments")
     recipe = Recipe(epochs=1, batch=256, max_legit=1000, threads=1, learning_rate=1e-3)
-    parent = load_bundle(bundle_folder, pipeline)
-    child = finetune(pipeline, history_root, tmp_path / "child", recipe=recipe, start_from=bundle_folder, **PARTS)
+    parent, start = load_bundle(bundle_folder, pipeline), Start(bundle=bundle_folder)
+    child = finetune(pipeline, history_root, tmp_path / "child", recipe=recipe, start=start, **PARTS)
     assert child.info.training["started_from"] == parent.version
     np.testing.assert_array_equal(child.weights["context_mean_C"], parent.weights["context_mean_C"])
     assert not np.array_equal(child.weights["table.weight"], parent.weights["table.weight"])
@@ -131,9 +134,9 @@ def test_training_keeps_every_fraud_and_knows_no_label_that_came_later(history: 
     assert known < history.frauds()
     part_M = split.part_of(history.event_time_M)
     ids = np.array(history.events["transaction_id"].to_pylist(), dtype=object)
-    for number, part in enumerate((dataset.train, dataset.validation, dataset.holdout)):
-        assert int(part.fraud_N.sum()) == len(known & set(ids[part_M == number]))
-        assert (split.part_of(part.time_N) == number).all()
+    for number, found in enumerate((dataset.train, dataset.validation, dataset.holdout)):
+        assert int(found.fraud_N.sum()) == len(known & set(ids[part_M == number]))
+        assert (split.part_of(found.time_N) == number).all()
     assert len(dataset.holdout) == int((part_M == 2).sum())
     legit = int((~dataset.train.fraud_N).sum())
     assert 1700 < legit < 2300
@@ -149,13 +152,95 @@ def test_a_sample_depends_on_id_and_seed_alone() -> None:
     assert 0.05 < (kept & sampled(ids, 0.25, seed=5)).mean() < 0.075
 
 
-def test_calibration_follows_the_frequencies_and_is_never_certain() -> None:
-    """Scores with one fraud in four get about a quarter; the highest score does not get probability one."""
-    score = np.repeat(np.array([0.1, 0.5, 0.9], dtype=np.float32), 400)
-    fraud = np.concatenate([np.zeros(400), np.tile([1, 0, 0, 0], 100), np.ones(400)]).astype(bool)
-    probability = fit_calibration(score, fraud).apply(np.array([0.1, 0.5, 0.9], dtype=np.float32))
-    assert probability[:2].tolist() == pytest.approx([0.0, 0.25], abs=1e-6)
-    assert 0.99 < probability[2] < 1.0
+def test_a_refit_adds_the_days_between_training_and_holdout(
+    history_root: Path, history: History, tmp_path: Path
+) -> None:
+    """Its events are those of the gap and of validation, all frauds and the same share of the rest; weights differ."""
+    first = int(history.event_time_M.min())
+    split = plan_split(first + 40 * DAY_MS, first, 7 * DAY_MS, train_ms=None, gap_ms=DAY_MS,
+                       validation_ms=4 * DAY_MS, holdout_ms=4 * DAY_MS)  # fmt: skip
+    dataset = build_dataset(history, split, max_legit=2000, seed=1, newest=True)
+    newest = dataset.newest
+    assert newest is not None
+    assert newest.time_N.min() >= split.train_end_ms
+    assert newest.time_N.max() < split.holdout_start_ms
+    assert newest.legit_share == dataset.train.legit_share < 1
+    later = newest.time_N >= split.validation_start_ms
+    assert int(newest.fraud_N[later].sum()) == int(dataset.validation.fraud_N.sum())
+    legit = int((~newest.fraud_N[later]).sum())
+    assert legit == pytest.approx(newest.legit_share * int((~dataset.validation.fraud_N).sum()), rel=0.3)
+
+    recipe = replace(RECIPE, epochs=1, max_legit=1000)
+    plain = finetune(load_pipeline("payments"), history_root, tmp_path / "plain", recipe=recipe, **PARTS)
+    again = finetune(load_pipeline("payments"), history_root, tmp_path / "again", recipe=recipe, refit=True, **PARTS)
+    assert again.info.training["refit_events"] > again.info.training["events"] == plain.info.training["events"]
+    assert plain.info.training["refit_events"] is None
+    assert not np.array_equal(again.weights["table.weight"], plain.weights["table.weight"])
+
+
+def test_a_stopped_finetune_goes_on_and_leaves_no_checkpoint(
+    history_root: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Interrupted after the first epoch and called again with its folder: the weights of an uninterrupted run."""
+
+    def stop(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "train":
+            raise KeyboardInterrupt
+
+    arguments: dict[str, Any] = {"recipe": RECIPE, "checkpoint": tmp_path / "checkpoint", **PARTS}
+    pipeline = load_pipeline("payments")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(pipeline, history_root, tmp_path / "bundle", report=stop, **arguments)
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["fit.safetensors"]
+    epochs: list[int] = []
+
+    def note_down(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "train":
+            epochs.append(done)
+
+    finetune(pipeline, history_root, tmp_path / "bundle", report=note_down, **arguments)
+    assert epochs == [2, 3]
+    first, again = (f / "weights.safetensors" for f in (bundle_folder, tmp_path / "bundle"))
+    assert first.read_bytes() == again.read_bytes()
+    assert list((tmp_path / "checkpoint").iterdir()) == []
+
+
+def test_commands_from_events_alone_to_a_curve(run: Run, history_root: Path, tmp_path: Path) -> None:
+    """pretrain, finetune --pretrained and labels-curve: the bundle names the trunk, the curve has both starts."""
+    parts = ("--history", history_root, "--gap", "2d", "--validation", "6d", "--holdout", "6d", "--threads", "1",
+             "--max-legit", "1000", "--epochs", "1")  # fmt: skip
+    made = run(
+        "pretrain", "--history", history_root, "--out", tmp_path / "trunk", "--epochs", "1", "--max-windows", "1000",
+        "--threads", "1", "--end", "2026-02-01",
+    )  # fmt: skip
+    run("finetune", *parts, "--out", tmp_path / "bundle", "--pretrained", tmp_path / "trunk", "--trunk-rate", "0.3")
+    bundle = load_bundle(tmp_path / "bundle", load_pipeline("payments"))
+    assert bundle.info.training["pretrained"] == made["version"]
+    assert bundle.info.training["trunk_rate"] == 0.3
+    found = run(
+        "labels-curve", *parts, "--out", tmp_path / "curve", "--pretrained", tmp_path / "trunk", "--shares", "0.2,1"
+    )
+    few, every = found["curve"]
+    assert few["labels"] == pytest.approx(0.2 * every["labels"], rel=0.3)
+    assert few["frauds"] < every["frauds"]
+    assert few["gain"] == pytest.approx(few["pretrained"] - few["scratch"])
+    written = json.loads((tmp_path / "curve" / "labels-curve.json").read_text())
+    assert written["curve"] == found["curve"]
+
+
+def test_a_larger_sample_of_labels_holds_the_smaller(history: History) -> None:
+    """One seed, two shares; both kinds are drawn alike, so the prior stays."""
+    events = part(4000, seed=2)
+    small, large = (label_sample(events, share, seed=3) for share in (0.1, 0.5))
+    assert set(small.entity) < set(large.entity) < set(events.entity)
+    assert large.prior == pytest.approx(events.prior, rel=0.2)
+    assert label_sample(events, 1.0, seed=3) is events
+
+
+def test_one_start_at_most(tmp_path: Path) -> None:
+    """A bundle and a trunk together are a contradiction."""
+    with pytest.raises(TrainingError, match="not both"):
+        Start(bundle=tmp_path, trunk=tmp_path)
 
 
 def test_commands_from_file_to_champion(run: Run, history_root: Path, tmp_path: Path) -> None:

@@ -10,10 +10,15 @@ import pytest
 from models.clock import DAY_MS
 from training.metrics import (
     average_precision,
+    brier_score,
     card_precision_at_k,
     expected_calibration_error,
     known_frauds_left_out,
+    log_loss,
+    reliability,
     roc_auc,
+    top_percentile,
+    wilson,
 )
 
 
@@ -71,3 +76,41 @@ def test_calibration_error_by_hand() -> None:
     fraud = np.array([True, False, False, False])
     probability = np.array([0.8, 0.1, 0.8, 0.1])
     assert expected_calibration_error(fraud, probability, bins=2) == pytest.approx((0.1 + 0.3) / 2)
+
+
+def test_log_loss_and_brier_by_hand() -> None:
+    """Two events at .8 and .4, the first a fraud: -(ln .8 + ln .6) / 2, and (.04 + .16) / 2."""
+    fraud, probability = np.array([True, False]), np.array([0.8, 0.4])
+    assert log_loss(fraud, probability) == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
+    assert brier_score(fraud, probability) == pytest.approx(0.1)
+    assert math.isfinite(log_loss(fraud, np.array([0.0, 1.0])))
+
+
+def test_wilson_intervals_are_those_of_the_tables() -> None:
+    """10 of 50 (Newcombe 1998 style): .112 to .330; none of 10 has a lower end of 0 and an upper one above 0."""
+    assert wilson(10, 50) == pytest.approx((0.1124, 0.3304), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="3 of 2"):
+        wilson(3, 2)
+
+
+def test_reliability_has_bins_of_equal_counts_with_their_intervals() -> None:
+    """Three bins of two from the lowest probability up; the interval holds the rate."""
+    fraud = np.array([True, False, False, False, True, True])
+    probability = np.array([0.9, 0.1, 0.5, 0.2, 0.6, 0.8])
+    curve = reliability(fraud, probability, bins=3)
+    assert [(b.probability, b.fraud_rate, b.events) for b in curve] == [
+        (pytest.approx(0.15), 0.0, 2), (pytest.approx(0.55), 0.5, 2), (pytest.approx(0.85), 1.0, 2),
+    ]  # fmt: skip
+    assert all(b.low <= b.fraud_rate <= b.high for b in curve)
+    assert reliability(fraud[:0], probability[:0]) == []
+
+
+def test_the_top_percentile_is_compared_with_its_fraud_rate() -> None:
+    """Of 200 events the two most suspicious: mean probability .85, one of two a fraud."""
+    probability = np.concatenate([np.full(198, 0.01), [0.8, 0.9]])
+    fraud = np.zeros(200, dtype=bool)
+    fraud[199] = True
+    assert top_percentile(fraud, probability) == (pytest.approx(0.85), 0.5)
+    assert math.isnan(top_percentile(fraud[:0], probability[:0])[0])

@@ -1,0 +1,225 @@
+"""Pre-training: what events are like, learnt from all of them, before anybody says which were fraud.
+
+Two tasks at once, on windows with some fields hidden at random:
+
+    forecast   from the trunk's state after an event, the next event: numbers by a Laplace likelihood, codes by
+               cross-entropy
+    restore    from the state at an event, those of its fields that were hidden, likewise
+
+The heads of the tasks are thrown away; the trunk, the table of the codes and the scaling of the events' numbers are
+kept (`training.trunks`). No label is read: only events come from the history, and of their windows only the events,
+since a window's context and verdicts know of labels.
+
+Dimension letters: B windows, L events, F numbers, K codes, H states; N places of windows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from models.clock import to_iso
+from models.detectors import Detector, build_detector
+from models.detectors.base import tensors
+from models.events import EventBatch
+from models.features.encoded import Encoded
+from models.features.layout import Layout
+from models.pipeline.spec import Pipeline
+from training.archive import Archive
+from training.dataset import sampled
+from training.errors import PretrainedError, TrainingError
+from training.loop import Loop
+from training.replay import History, load_history, replay
+from training.trunks import is_free, write_trunk
+
+__all__ = ["PretrainRecipe", "pretrain", "pretrain_history"]
+
+Report = Callable[[str, int, int, str], None]  # as in `training.finetune`
+
+LOG_SPREAD = (-3.0, 3.0)  # of a Laplace likelihood: a column of two values must not be worth infinitely much
+MIN_WINDOWS = 32
+CHECKED = 0.05  # of the windows, the newest: to see what is learnt, not to train on
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """How to pre-train. Raises TrainingError for values that cannot work."""
+
+    epochs: int = 4
+    batch: int = 256
+    learning_rate: float = 3e-3  # the peak of the cycle
+    weight_decay: float = 1e-2
+    average: float = 0.995
+    hide: float = 0.15  # of the fields, each by itself
+    max_windows: int = 60_000
+    seed: int = 0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "learning_rate", "max_windows", "threads"):
+            if getattr(self, name) <= 0:
+                raise TrainingError(f"{name} = {getattr(self, name)}: expected above zero")
+        if not (0 <= self.hide < 1 and 0 <= self.average < 1):
+            raise TrainingError(f"hide = {self.hide}, average = {self.average}: expected at least 0 and below 1")
+
+
+def pretrain(
+    pipeline: Pipeline,
+    history_root: Path,
+    out: Path,
+    *,
+    end_ms: int | None = None,
+    recipe: PretrainRecipe | None = None,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Pre-train on the events below `history_root` with clocks before `end_ms` (None: all) and write a trunk to `out`.
+
+    Returns what was done, as in trunk.json, and its version. Raises HistoryError, TrainingError and PretrainedError.
+    """
+    history = load_history(Archive(history_root, pipeline), labels=False)
+    last = int(history.event_clock_M.max()) + 1
+    end_ms = last if end_ms is None else min(end_ms, last)
+    return pretrain_history(history, end_ms, out, recipe=recipe or PretrainRecipe(), report=report)
+
+
+def pretrain_history(
+    history: History, end_ms: int, out: Path, *, recipe: PretrainRecipe, report: Report | None = None
+) -> dict[str, Any]:
+    """As `pretrain`, for events that are loaded; the history's labels are not looked at."""
+    if not is_free(out):
+        raise PretrainedError("exists", f"{out} is not empty: expected a new or empty folder")
+    began, tell, pipeline = time.monotonic(), report or (lambda *_: None), history.pipeline
+    windows = _windows(history, end_ms, recipe, lambda done, total: tell("replay", done, total, ""))
+    spec = pipeline.detector
+    torch.manual_seed(recipe.seed)
+    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
+    detector.fit_scaler(windows)
+    checked = max(1, round(CHECKED * len(windows)))
+    losses = _train(
+        detector, windows.take(slice(0, -checked)), windows.take(slice(-checked, None)), recipe,
+        lambda epoch, note: tell("pre-train", epoch, recipe.epochs, note),
+    )  # fmt: skip
+    facts = {
+        "end": to_iso(end_ms), "windows": len(windows) - checked, **losses, **asdict(recipe),
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+    return {"version": write_trunk(out, pipeline, detector, facts), **facts}
+
+
+class Tasks(nn.Module):
+    """A detector's trunk and the two heads; calling it gives the loss of a batch."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector, self.numbers = detector, len(detector.inputs.x)
+        self.rows = [rows for _, rows in detector.inputs.codes]
+        outputs = 2 * self.numbers + sum(self.rows)
+        self.forecast, self.restore = (
+            nn.Sequential(nn.Linear(detector.width, detector.width), nn.GELU(), nn.Linear(detector.width, outputs))
+            for _ in range(2)
+        )
+
+    def forward(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, hidden_BLX: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss of the forecasts, of what was restored). hidden_BLX: bool, X = F + K fields; True is hidden."""
+        detector, numbers = self.detector, self.numbers
+        hidden_BLX = hidden_BLX & mask_BL.unsqueeze(2)
+        with torch.no_grad():
+            target_BLF = detector.embed_events(x_BLF, codes_BLK)[..., :numbers]
+        event_BLD = detector.embed_events(x_BLF, codes_BLK.masked_fill(hidden_BLX[..., numbers:], 0))
+        shown_BLF = event_BLD[..., :numbers].masked_fill(hidden_BLX[..., :numbers], 0.0)
+        event_BLD = torch.cat([shown_BLF, event_BLD[..., numbers:]], dim=2).masked_fill(~mask_BL.unsqueeze(2), 0.0)
+        state_BLH = detector.trunk.states(event_BLD, mask_BL)
+        before_BL = mask_BL[:, :-1]
+        out_NO, next_NX = self.forecast(state_BLH[:, :-1][before_BL]), hidden_BLX[:, 1:][before_BL]
+        forecast = self._loss(
+            out_NO, target_BLF[:, 1:][before_BL], codes_BLK[:, 1:][before_BL], torch.ones_like(next_NX)
+        )
+        restored = self._loss(
+            self.restore(state_BLH[mask_BL]), target_BLF[mask_BL], codes_BLK[mask_BL], hidden_BLX[mask_BL]
+        )
+        return forecast, restored
+
+    def _loss(self, out_NO: Tensor, target_NF: Tensor, codes_NK: Tensor, counts_NX: Tensor) -> Tensor:
+        """Mean negative log likelihood of the fields that count, in nats a field."""
+        middle_NF, spread_NF, *logits = torch.split(out_NO, [self.numbers, self.numbers, *self.rows], dim=1)
+        spread_NF = spread_NF.clamp(*LOG_SPREAD)
+        losses = [spread_NF + (target_NF - middle_NF).abs() * torch.exp(-spread_NF)]
+        for k, logit_NR in enumerate(logits):
+            losses.append(functional.cross_entropy(logit_NR, codes_NK[:, k].long(), reduction="none").unsqueeze(1))
+        loss_NX = torch.cat(losses, dim=1)
+        return (loss_NX * counts_NX).sum() / counts_NX.sum().clamp(min=1)
+
+
+def _windows(history: History, end_ms: int, recipe: PretrainRecipe, report: Callable[[int, int], None]) -> Encoded:
+    """A seeded share of the windows, in the order of the clock, without anything that labels had a part in."""
+    events_M = history.event_clock_M < end_ms
+    share = min(1.0, recipe.max_windows / max(int(events_M.sum()), 1))
+    unlabelled = History(
+        history.pipeline, history.events, history.labels.slice(0, 0), history.event_clock_M,
+        history.label_clock_M[:0],
+    )  # fmt: skip
+
+    def want(batch: EventBatch) -> NDArray[np.bool_]:
+        return sampled(batch.id_hash_M, share, recipe.seed)
+
+    parts = [chunk.encoded for chunk in replay(unlabelled, want, end_ms, report)]
+    count = sum(map(len, parts))
+    if count < MIN_WINDOWS:
+        raise TrainingError(f"{count} windows before {to_iso(end_ms)}: expected at least {MIN_WINDOWS}")
+    return Encoded.concatenate(parts)
+
+
+def _train(
+    detector: Detector, windows: Encoded, checked: Encoded, recipe: PretrainRecipe, report: Callable[[int, str], None]
+) -> dict[str, list[float]]:
+    """In place; the losses of every epoch, on the windows and on those that are only checked."""
+    model = Tasks(detector)
+    # What no task reaches has no gradient, and is left as it is.
+    loop = Loop(
+        model, [(list(model.parameters()), recipe.learning_rate)], items=len(windows), batch=recipe.batch,
+        epochs=recipe.epochs, weight_decay=recipe.weight_decay, average=recipe.average, seed=recipe.seed,
+        threads=recipe.threads,
+    )  # fmt: skip
+    inputs, checks = tensors(windows)[:3], tensors(checked)[:3]
+
+    def loss_of(index: Tensor, generator: Generator) -> Tensor:
+        x_BLF, codes_BLK, mask_BL = (tensor[index] for tensor in inputs)
+        forecast, restored = model(x_BLF, codes_BLK, mask_BL, _hidden(model, mask_BL, recipe.hide, generator))
+        return cast(Tensor, forecast + restored)
+
+    losses: dict[str, list[float]] = {"loss": [], "forecast_loss": [], "restore_loss": []}
+    for epoch in range(1, recipe.epochs + 1):
+        losses["loss"].append(loop.run_epoch(loss_of))
+        forecast, restored = _check(loop.average.model, checks, recipe)
+        losses["forecast_loss"].append(forecast)
+        losses["restore_loss"].append(restored)
+        report(epoch, f"loss {losses['loss'][-1]:.4f}, forecast {forecast:.4f}, restored {restored:.4f} nats a field")
+    detector.load_state_dict(loop.average.model.detector.state_dict())
+    detector.eval()
+    return losses
+
+
+@torch.no_grad()
+def _check(model: Tasks, checks: tuple[Tensor, ...], recipe: PretrainRecipe) -> tuple[float, float]:
+    """Losses on these windows, with the same fields hidden every time."""
+    generator = Generator().manual_seed(recipe.seed)
+    total = np.zeros(2)
+    for index in torch.split(torch.arange(len(checks[0])), recipe.batch):
+        x_BLF, codes_BLK, mask_BL = (tensor[index] for tensor in checks)
+        both = model(x_BLF, codes_BLK, mask_BL, _hidden(model, mask_BL, recipe.hide, generator))
+        total += np.array([float(loss) for loss in both]) * len(index)
+    forecast, restored = (total / len(checks[0])).tolist()
+    return forecast, restored
+
+
+def _hidden(model: Tasks, mask_BL: Tensor, share: float, generator: Generator) -> Tensor:
+    return torch.rand((*mask_BL.shape, model.numbers + len(model.rows)), generator=generator) < share
