@@ -11,7 +11,7 @@ the fold, a legitimate one: it is kept if it is in that sample, not because it i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -73,7 +73,7 @@ class Plan:
 class Rows(Part):
     """A part that remembers the rows of the history it is made of."""
 
-    row_N: NDArray[np.int64]
+    row_N: NDArray[np.int64] = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,8 @@ class Verdicts:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Windows of N events of the history in the order of the clock. sample_N: those in the sample of the legitimate."""
+    """Windows of N events of the history in the order of the clock. sample_N: those in the sample of the legitimate,
+    which is this share of them all."""
 
     encoded: Encoded
     row_N: NDArray[np.int64]
@@ -139,6 +140,7 @@ class Kept:
     entity: list[str]
     event_id: list[str]
     sample_N: NDArray[np.bool_]
+    share: float
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ class Fold:
 
     def _learnt(self, low_ms: int, high_ms: int, name: str) -> Rows:
         chosen_N = self.kept.sample_N | self.known_M[self.kept.row_N]
-        return self._enough(self._rows(self._inside(low_ms, high_ms) & chosen_N, self.known_M), name)
+        rows = self._rows(self._inside(low_ms, high_ms) & chosen_N, self.known_M)
+        return self._enough(replace(rows, legit_share=self.kept.share), name)
 
     def _known(self, low_ms: int, high_ms: int, name: str) -> Rows:
         return self._enough(self._rows(self._inside(low_ms, high_ms), self.known_M), name)
@@ -253,7 +256,8 @@ def keep_windows(history: History, splits: list[Split], verdicts: Verdicts, plan
     time_M = history.event_time_M
     last = splits[-1]
     in_train = (time_M >= splits[0].train_start_ms) & (time_M < last.train_end_ms)
-    sample_M = sampled(hash_ids(ids), min(1.0, plan.max_legit / max(int(in_train.sum()), 1)), plan.seed)
+    share = min(1.0, plan.max_legit / max(int(in_train.sum()), 1))
+    sample_M = sampled(hash_ids(ids), share, plan.seed)
     wanted_M = (sample_M | verdicts.ever_fraud(last.end_ms)) & (time_M < last.holdout_end_ms)
     for split in splits:
         wanted_M |= (time_M >= split.validation_start_ms) & (time_M < split.holdout_end_ms)
@@ -270,7 +274,7 @@ def keep_windows(history: History, splits: list[Split], verdicts: Verdicts, plan
     row_N = np.array([place[i] for i in event_id], dtype=np.int64)
     return Kept(
         Encoded.concatenate([part.encoded for part in parts]), row_N, time_M[row_N],
-        [e for part in parts for e in part.batch.entity], event_id, sample_M[row_N],
+        [e for part in parts for e in part.batch.entity], event_id, sample_M[row_N], share,
     )  # fmt: skip
 
 
