@@ -33,6 +33,7 @@ COLUMNS = {
     "roc_auc": "AUC", "average_precision": "AP", "card_precision_at_100": "CP@100", "expected_calibration_error": "ECE",
     "top_percentile_probability": "top 1 %: said", "top_percentile_fraud_rate": "were", "seconds": "training, s",
 }  # fmt: skip
+WIDTH = 120
 DIGITS = {"expected_calibration_error": 4, "seconds": 0}
 
 
@@ -63,6 +64,7 @@ def run(pipeline: Pipeline, data: Path | None, folds: int, known_ms: int, option
 
 def show(facts: dict[str, Any], console: Console) -> None:
     """One table: every system by fold and on the mean, then the published means."""
+    console.width = max(console.width, WIDTH)  # of a file or a narrow window: rows stay rows
     table = Table("system", "fold", *COLUMNS.values(), box=None)
     for name, found in facts["systems"].items():
         for number, metrics in enumerate(found["folds"], 1):

@@ -298,5 +298,6 @@ def _message(scored: Scored, i: int, model: str, score: float | None = None) -> 
     value = float(scored.score_N[i]) if score is None else score
     return encode(Score(
         pipeline="payments", event_id=scored.event_id[i], entity=scored.entity[i],
-        event_time=to_iso(int(scored.time_N[i])), score=value, probability=value, alert=False, model=model,
+        event_time=to_iso(int(scored.time_N[i])), score=value,
+        probability=float(scored.probability_N[i]), alert=False, model=model,
     ))  # fmt: skip
