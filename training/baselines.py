@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.features.encoded import VERDICT_FEATURES, Encoded, InputSpec
+from training.calibrate import fit_calibration
 from training.errors import TrainingError
-from training.fit import fit_calibration
 from training.folds import Fold, Outcome
 from training.metrics import average_precision
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,16 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from models.clock import to_iso
-from models.detectors import Detector, build_detector
-from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
+from training.calibrate import fit_calibration
 from training.errors import TrainingError
 from training.evaluate import METRICS, Scored, metrics_of
-from training.fit import Recipe, fit, fit_calibration, score
-from training.folds import Fold, Outcome, Plan, Rows, System, Verdicts, folds_of, keep_windows, splits_of
+from training.finetune import new_detector
+from training.fit import Recipe, fit, refit, score
+from training.folds import Fold, Outcome, Plan, System, Verdicts, folds_of, keep_windows, splits_of
 from training.leaks import Make, View, check_no_leaks, windows_seen
 from training.metrics import known_frauds_left_out
 from training.replay import History, replay
@@ -55,12 +53,13 @@ class Neural:
     def __init__(
         self, pipeline: Pipeline, architecture: str, recipe: Recipe, *, refit: bool = True, report: Report | None = None
     ) -> None:
-        self.pipeline, self.architecture, self.recipe, self.refit = pipeline, architecture, recipe, refit
+        chosen = msgspec.structs.replace(pipeline.detector, architecture=architecture)
+        self.pipeline, self.recipe, self.refit = msgspec.structs.replace(pipeline, detector=chosen), recipe, refit
         self.name, self.tell = architecture, report or (lambda *_: None)
 
     def __call__(self, fold: Fold) -> Outcome:
         began = time.monotonic()
-        detector = self._new(fold.train)
+        detector, _ = new_detector(self.pipeline, fold.train, self.recipe.seed)
         stage = f"{self.name}, fold {fold.number}"
         fitted = fit(
             detector, fold.train, fold.validation, self.recipe,
@@ -69,19 +68,11 @@ class Neural:
         calibration = fit_calibration(score(detector, fold.holdout.encoded), fold.holdout.fraud_N)
         facts = {"best_epoch": fitted.best_epoch, "validation_average_precision": max(fitted.validation_ap)}
         if self.refit:
-            matured, epochs = fold.matured, fitted.best_epoch
-            detector = self._new(matured)
-            fit(detector, matured, fold.holdout, replace(self.recipe, epochs=epochs, patience=epochs))
+            detector, _ = new_detector(self.pipeline, fold.matured, self.recipe.seed)
+            refit(detector, fold.matured, self.recipe, fitted.best_epoch)
         seconds = time.monotonic() - began
         score_N = score(detector, fold.test.encoded)
         return Outcome(score_N, calibration.apply(score_N), seconds, facts)
-
-    def _new(self, train: Rows) -> Detector:
-        torch.manual_seed(self.recipe.seed)
-        spec = self.pipeline.detector
-        detector = build_detector(self.architecture, Layout(self.pipeline).inputs, spec.hidden, spec.embedding)
-        detector.fit_scaler(train.encoded)
-        return detector
 
 
 def run_protocol(

@@ -35,7 +35,7 @@ class ProtocolOptions:
     epochs: int = 8
     batch: int = 512
     learning_rate: float = 4e-3
-    max_legit: int = 120_000
+    max_legit: int = 300_000
     seed: int = 0
     threads: int = 2
     out: Annotated[Path | None, Parameter(help="Folder for results and scores.")] = None
