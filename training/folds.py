@@ -208,7 +208,7 @@ class Fold:
         index, kept = np.flatnonzero(chosen_N), self.kept
         row_N = kept.row_N[index]
         entity = [kept.entity[i] for i in index.tolist()]
-        return Rows(kept.encoded.take(index), fraud_M[row_N], entity, kept.time_N[index], row_N)
+        return Rows(kept.encoded.take(index), fraud_M[row_N], entity, kept.time_N[index], row_N=row_N)
 
     def _enough(self, part: Rows, name: str) -> Rows:
         frauds = int(part.fraud_N.sum())
