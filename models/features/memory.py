@@ -33,6 +33,20 @@ class _Rows:
             self.array = np.concatenate([self.array, np.repeat(self._empty, len(self.array), axis=0)])
         return np.array(rows, dtype=np.int64)
 
+    def take(self, rows_N: NDArray[np.int64]) -> NDArray[np.void]:
+        """A copy of these rows."""
+        taken = self._bytes()[rows_N].view(self.array.dtype)
+        return taken.reshape(len(rows_N), *self.array.shape[1:])
+
+    def put(self, rows_N: NDArray[np.int64], values_N: NDArray[np.void]) -> None:
+        """Overwrite these rows."""
+        data = self._bytes()
+        data[rows_N] = np.ascontiguousarray(values_N).view(np.uint8).reshape(len(rows_N), data.shape[1])
+
+    def _bytes(self) -> NDArray[np.uint8]:
+        """The rows as bytes of the same memory: numpy copies these at once, and the members of a record one by one."""
+        return self.array.view(np.uint8).reshape(len(self.array), self._empty.nbytes)
+
 
 class MemoryStore:
     """States of all entities and all shared profiles of one pipeline."""
@@ -51,13 +65,13 @@ class MemoryStore:
             used, inverse = np.unique(known[known >= 0], return_inverse=True)
             ring_owner[name] = np.full(len(batch), -1, dtype=np.int64)
             ring_owner[name][known >= 0] = inverse
-            ring_rows[name], rings[name] = used, rows.array[used]
-        loaded = Loaded(self._states.array[rows_N], owner_M.ravel(), rings, ring_owner)
+            ring_rows[name], rings[name] = used, rows.take(used)
+        loaded = Loaded(self._states.take(rows_N), owner_M.ravel(), rings, ring_owner)
         result = step(self.layout, batch, clock_M, loaded)
-        self._states.array[rows_N] = result.states_N
+        self._states.put(rows_N, result.states_N)
         for name, added in increments_of(self.layout, batch, clock_M, ring_owner, result.applied_A).items():
             accumulate(self.layout.pipeline.profiles[name], rings[name], added)
-            self._profiles[name].array[ring_rows[name]] = rings[name]
+            self._profiles[name].put(ring_rows[name], rings[name])
         return result
 
     def learn(self, labels: LabelBatch, clock_M: NDArray[np.int64]) -> None:

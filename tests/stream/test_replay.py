@@ -114,7 +114,10 @@ def test_labels_skip_rows_without_verdict_and_can_be_cut(tmp_path: Path, payment
     read = read_file(_csv(tmp_path / "x.csv"), payments, columns=RENAME, labels="is_fraud", label_delay_ms=DAY_MS)
     assert read.labels is not None
     assert [(row["event_id"], row["fraud"]) for row in read.labels.read(0, 9)] == [("t1", False), ("t2", True)]
-    assert read.labels.read(1, 2)[0]["merchant_id"] == "m1"
+    (label,) = read.labels.read(1, 2)
+    (event,) = (row for row in read.events.read(0, 9) if row["transaction_id"] == label["event_id"])
+    assert label["merchant_id"] == "m1"
+    assert (label["card_id"], label["amount"]) == (event["card_id"], event["amount"])
     second_day = (START + DAY_MS, START + 2 * DAY_MS)
     assert [row["transaction_id"] for row in read.events.between(*second_day).read(0, 9)] == ["t2", "t3"]
     assert [row["event_id"] for row in read.labels.between(*second_day).read(0, 9)] == ["t1"]

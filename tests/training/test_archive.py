@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from models.clock import DAY_MS, from_iso
@@ -159,3 +160,20 @@ def test_a_missing_column_is_named_with_what_the_file_has() -> None:
     frame = pd.DataFrame({"transaction_id": [1], "timestamp": ["2026-03-01"], "card_id": ["a"], "shop": ["x"]})
     with pytest.raises(HistoryError, match=r"merchant_id.*the file has transaction_id, timestamp, card_id, shop"):
         Mapped(frame, load_pipeline("payments"))
+
+
+def test_labels_keep_their_amounts_and_older_histories_have_none(tmp_path: Path) -> None:
+    """A column that parts from before lack is read as missing, beside parts that have it."""
+    pipeline = load_pipeline("payments")
+    archive, maker = Archive(tmp_path, pipeline), RowMaker(pipeline)
+    values = [maker.codec.encode_label(f"t{i}", START_MS + i, True, {"amount": 0.1 + i} if i else {}) for i in range(2)]
+    progress = archive.open_to_write()
+    for first in (0, 2):
+        offset_M = np.arange(first, first + 2)
+        rows = maker.rows("labels", Records(0, offset_M, np.full(2, START_MS + 9), values, None))
+        archive.append("labels", [rows], progress)
+    (older, _) = sorted((archive.folder / "labels").glob("date=*/part-*.parquet"))
+    pq.write_table(pq.read_table(older, partitioning=None).drop_columns(["value.amount", "profile.card"]), older)
+    table = archive.read("labels")
+    assert table["value.amount"].to_pylist() == [None, None, None, 1.1]
+    assert table["event_id"].to_pylist() == ["t0", "t1"] * 2
