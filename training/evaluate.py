@@ -37,7 +37,7 @@ from training.settings import Settings
 
 __all__ = [
     "METRICS", "OnlineScores", "Scored", "compare", "measure", "metrics_of", "offline_scores", "scores_of_file",
-    "scores_of_topic",
+    "scores_of_topic", "tested",
 ]  # fmt: skip
 
 METRICS = ("average_precision", "roc_auc", f"card_precision_at_{CARDS}", "expected_calibration_error")
@@ -127,16 +127,25 @@ def measure(
     known_ms: leave out events of entities with a known fraud (`metrics.known_frauds_left_out`); frauds count
     from this long before the fold's start less the labels' maturity. None leaves nothing out.
     """
-    borders = np.linspace(start_ms, end_ms, folds + 1).astype(np.int64).tolist()
-    results = []
-    for low, high in itertools.pairwise(borders):
-        fold = scored.take((scored.time_N >= low) & (scored.time_N < high))
-        if known_ms is not None:
-            fold = _without_known_frauds(fold, history, low, high, known_ms)
-        results.append(metrics_of(fold))
+    masks = tested(scored, history, start_ms, end_ms, folds=folds, known_ms=known_ms)
+    results = [metrics_of(scored.take(mask_N)) for mask_N in masks]
     means = {name: float(np.mean([r[name] for r in results])) for name in METRICS}
     counts = {name: sum(r[name] for r in results) for name in ("events", "frauds")}
     return means | counts | ({"folds": results} if folds > 1 else {})
+
+
+def tested(
+    scored: Scored, history: History, start_ms: int, end_ms: int, *, folds: int, known_ms: int | None
+) -> list[NDArray[np.bool_]]:
+    """For each fold, which of the events `measure` measures in it."""
+    borders = np.linspace(start_ms, end_ms, folds + 1).astype(np.int64).tolist()
+    masks = []
+    for low, high in itertools.pairwise(borders):
+        mask_N = (scored.time_N >= low) & (scored.time_N < high)
+        if known_ms is not None:
+            mask_N[mask_N] = _not_known(scored.take(mask_N), history, low, high, known_ms)
+        masks.append(mask_N)
+    return masks
 
 
 def scores_of_topic(settings: Settings, topic: str, start_ms: int, end_ms: int, until_idle_s: float) -> OnlineScores:
@@ -189,7 +198,7 @@ def metrics_of(scored: Scored) -> dict[str, Any]:
     return dict(zip(METRICS, values, strict=True)) | counts
 
 
-def _without_known_frauds(fold: Scored, history: History, low_ms: int, high_ms: int, known_ms: int) -> Scored:
+def _not_known(fold: Scored, history: History, low_ms: int, high_ms: int, known_ms: int) -> NDArray[np.bool_]:
     maturity_ms = history.pipeline.labels.maturity_ms
     times = history.event_time_M
     candidates = np.flatnonzero((times >= low_ms - maturity_ms - known_ms) & (times < high_ms))
@@ -197,8 +206,7 @@ def _without_known_frauds(fold: Scored, history: History, low_ms: int, high_ms: 
     past = history.events.select([stream.event_id, stream.entity]).take(candidates)
     fraud_N = np.fromiter((i in frauds for i in past[stream.event_id].to_pylist()), dtype=bool, count=len(candidates))
     entity = [e for e, fraud in zip(past[stream.entity].to_pylist(), fraud_N.tolist(), strict=True) if fraud]
-    stays = known_frauds_left_out(fold.entity, fold.time_N, entity, times[candidates[fraud_N]], maturity_ms)
-    return fold.take(stays)
+    return known_frauds_left_out(fold.entity, fold.time_N, entity, times[candidates[fraud_N]], maturity_ms)
 
 
 def _online(values: Iterable[bytes], start_ms: int, end_ms: int) -> OnlineScores:
