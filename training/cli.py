@@ -6,6 +6,7 @@ success, 1 an error of this project's family, 2 (of `evaluate`) online and offli
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -215,6 +216,44 @@ def evaluate(
     _show(facts, as_json)
     if not agree:
         sys.exit(2)
+
+
+@app.command
+def report(
+    *,
+    out: Annotated[Path, Parameter(help="The page, one HTML file.")],
+    start: Annotated[str, Parameter(help="ISO-8601; the first event time reported.")],
+    end: Annotated[str, Parameter(help="ISO-8601; the first event time no longer reported.")],
+    bundle: Annotated[str | None, Parameter(help="Folder of a bundle, or `champion`, the default.")] = None,
+    pipeline: PipelineOption = None,
+    history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
+    folds: Annotated[int, Parameter(help="Equal ranges that are measured apart and averaged.")] = 1,
+    leave_out_known: Annotated[str | None, Parameter(help="As of `evaluate`.")] = None,
+    segment: Annotated[list[str] | None, Parameter(help="A field to measure by; may be repeated.", negative=())] = None,
+    amount: Annotated[str | None, Parameter(help="The number field that says what a fraud costs.")] = None,
+    engine: Annotated[EngineName, Parameter(help="That scores.")] = "auto",
+    registry: RegistryOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one self-contained HTML page about a bundle on a range of days."""
+    loaded, spec = _setup(settings, pipeline)
+    known = None if leave_out_known is None else _duration("--leave-out-known", leave_out_known)
+    low, high = _time("--start", start), _time("--end", end)
+    if folds < 1:
+        raise LeptonError(f"--folds {folds}: expected at least 1")
+
+    from training.progress import Bars  # noqa: PLC0415
+    from training.report import Options, write_report  # noqa: PLC0415, figures and engines take seconds to import
+
+    options = Options(
+        start_ms=low, end_ms=high, folds=folds, known_ms=known, segments=None if segment is None else tuple(segment),
+        amount=amount, command=shlex.join(["python", "-m", "training", *sys.argv[1:]]),
+    )  # fmt: skip
+    folder = Path(bundle) if bundle not in (None, "champion") else _champion(registry or loaded.registry, spec)
+    with Bars() as bars:
+        facts = write_report(out, spec, history, folder, options, engine, bars)
+    _show({"report": str(out), **facts}, as_json)
 
 
 @app.command
