@@ -22,9 +22,9 @@ from models.weights import Scaling
 INPUTS = InputSpec(
     x=("amount", "amount.missing", "hour_sin", "hour_cos", "gap"),
     codes=(("kind", 7),),
-    context=("count.1h", "count.1d", "shop.fraud_rate.1d", "shop.frauds.1d", "shop.fraud_rate.7d"),
+    context=("count.1h", "count.1d", "shop.fraud_rate.1d", "shop.frauds.1d", "shop.fraud_rate.7d", "device.run"),
     length=4,
-    verdicts=("shop", "device"),
+    verdicts=("till", "device"),
     verdict_length=3,
 )
 
@@ -38,14 +38,15 @@ class Linear(Detector):
         return (
             2.0 * x_BLF[:, -1, 0] + 0.5 * x_BLF[:, -1, 4] + 0.3 * codes_BLK[:, -1, 0] + 0.25 * mask_BL[:, :-1].sum(1)
             + context_BC[:, 1] - 1.5 * context_BC[:, 4] + 0.35 * verdicts_BJSG[:, 1, :, 1].sum(1)
+            + 0.4 * context_BC[:, 5]
         )  # fmt: skip
 
 
 @pytest.fixture
 def linear() -> Detector:
-    """Training means: 0.5 for the amount, 0 elsewhere; deviation 1."""
+    """Training means: 0.5 for the amount, 9 for the run of frauds, 0 elsewhere; deviation 1."""
     detector = Linear("gru", INPUTS, hidden=4, embedding=2)
-    detector.x_mean_F[0] = 0.5
+    detector.x_mean_F[0], detector.context_mean_C[5] = 0.5, 9.0
     return detector.eval()
 
 
@@ -57,7 +58,7 @@ def window(rows: int = 1) -> Encoded:
     codes_BLK[:, -1] = 2
     mask_BL = np.ones((rows, 4), bool)
     mask_BL[:, 0] = False
-    context_BC = np.tile(np.array([0.1, 0.8, 0.2, 0.0, -0.6], np.float32), (rows, 1))
+    context_BC = np.tile(np.array([0.1, 0.8, 0.2, 0.0, -0.6, 0.125], np.float32), (rows, 1))
     verdicts_BJSG = np.zeros((rows, 2, 3, 7), np.float32)
     verdicts_BJSG[:, 1, 1:, :2] = 1.0
     return Encoded(x_BLF, codes_BLK, mask_BL, context_BC, verdicts_BJSG)
@@ -72,10 +73,13 @@ def sigmoid(logit: float) -> float:
 
 
 def test_effects_by_hand(linear):
-    """Each effect is the score minus the score with the group at its training mean; greatest first."""
-    logit = 2.0 - 0.5 + 0.6 + 0.5 + 0.8 + 0.9 + 0.7
+    """Each effect is the score minus the score with the group at its training mean; greatest first.
+
+    Without verdicts there is nothing that is derived of them either.
+    """
+    logit = 2.0 - 0.5 + 0.6 + 0.5 + 0.8 + 0.9 + 0.7 + 0.05
     expected = [
-        ("amount", 1.0), ("shop.fraud_rate.7d", 0.9), ("count.1d", 0.8), ("device.verdicts", 0.7), ("kind", 0.6),
+        ("amount", 1.0), ("shop.fraud_rate.7d", 0.9), ("count.1d", 0.8), ("device.verdicts", 0.75), ("kind", 0.6),
         (EARLIER_EVENTS, 0.5),
     ]  # fmt: skip
     reasons = reasons_of(linear, window(), 6)[0]
@@ -90,7 +94,7 @@ def test_values_are_what_the_detector_read(linear):
     assert values["amount"] == 1.0
     assert values["kind"] == 2
     assert values[EARLIER_EVENTS] == 2
-    assert (values["shop.verdicts"], values["device.verdicts"]) == (0, 2)
+    assert (values["till.verdicts"], values["device.verdicts"]) == (0, 2)
     assert values["hour"] == 6.0  # sine 1, cosine 0
     assert values["shop.fraud_rate.7d"] == pytest.approx(-0.6)
 
@@ -116,7 +120,10 @@ def test_every_input_is_in_exactly_one_group(inputs):
     groups = input_groups(inputs)
     every = (("x", inputs.x), ("code", inputs.codes), ("context", inputs.context), ("verdicts", inputs.verdicts))
     for kind, names in every:
-        assert sorted(c for g in groups if g.kind == kind for c in g.columns) == list(range(len(names)))
+        members = [c for g in groups if g.kind == kind for c in g.columns]
+        if kind == "context":
+            members += [c for g in groups for c in g.derived]
+        assert sorted(members) == list(range(len(names)))
     assert [g.name for g in groups if g.kind == "history"] == [EARLIER_EVENTS]
     assert len({g.name for g in groups}) == len(groups)
 
@@ -157,7 +164,7 @@ def test_of_verdicts_those_that_are_there_are_counted(linear):
     dirty = window()
     dirty.verdicts_BJSG[:, :, 0, 1] = np.nan
     values = {r.feature: r.value for r in reasons_of(linear, dirty, 99)[0]}
-    assert (values["shop.verdicts"], values["device.verdicts"]) == (0, 2)
+    assert (values["till.verdicts"], values["device.verdicts"]) == (0, 2)
     assert np.isnan(dirty.verdicts_BJSG[:, :, 0, 1]).all()
     np.testing.assert_array_equal(dirty.verdicts_BJSG[:, 1, 1:, :2], 1.0)
 

@@ -144,6 +144,7 @@ def test_the_order_of_past_events_counts(any_detector, windows):
 def test_every_verdict_counts(verdict_detector):
     """Each of a profile's verdicts reaches the logit, the oldest, too; so does the profile that it is of."""
     full = random_windows(verdict_detector.inputs, 20)
+    full.verdicts_BJSG[:] = np.random.default_rng(1).normal(2.0, 3.0, full.verdicts_BJSG.shape)
     full.verdicts_BJSG[..., 0] = 1.0
     before = logits(verdict_detector, full)
     for j, place in np.ndindex(2, verdict_detector.inputs.verdict_length):
