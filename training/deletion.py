@@ -132,4 +132,5 @@ def without(encoded: Encoded, scaling: Scaling, groups: Sequence[Group], removed
             mask_BL[row_V, :-1] = False
         else:
             verdicts_BJSG[row_V[:, None], columns] = 0.0  # none has arrived
+            context_BC[row_V[:, None], list(group.derived)] = 0.0
     return Encoded(x_BLF, codes_BLK, mask_BL, context_BC, verdicts_BJSG)

@@ -74,4 +74,6 @@ def swapped(encoded: Encoded, group: Group, donor_B: NDArray[np.int64]) -> Encod
         mask_BL[:, :-1] = encoded.mask_BL[donor_B, :-1]
     else:
         verdicts_BJSG[:, columns] = encoded.verdicts_BJSG[donor_B][:, columns]
+        derived = list(group.derived)
+        context_BC[:, derived] = encoded.context_BC[donor_B][:, derived]
     return Encoded(x_BLF, codes_BLK, mask_BL, context_BC, verdicts_BJSG)
