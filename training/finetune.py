@@ -46,7 +46,7 @@ from training.metrics import (
 from training.replay import History, load_history
 from training.trunks import load_trunk
 
-__all__ = ["Start", "finetune", "finetune_history", "new_detector", "split_history"]
+__all__ = ["Start", "finetune", "finetune_history", "new_detector", "split_history", "write_trained"]
 
 GOLDEN_EACH = 16  # frauds and legitimate windows in the golden case
 CHECKPOINTS = ("fit.safetensors", "refit.safetensors")
@@ -145,23 +145,40 @@ def finetune_history(
             lambda epoch, note: tell("refit", epoch, fitted.best_epoch, note),
             checkpoint=checkpoint and checkpoint / CHECKPOINTS[1],
         )  # fmt: skip
-    holdout, score_N = dataset.holdout, score(detector, dataset.holdout.encoded)
-    threshold = threshold_for_budget(score_N, split.holdout_days, pipeline.policy.alerts_per_day)
-    found = calibrate(score_N, holdout.fraud_N)
+    score_N = score(detector, dataset.holdout.encoded)
     facts = _facts(dataset, fitted, recipe, origin) | {
         "refit_events": None if dataset.newest is None else len(dataset.train) + len(dataset.newest),
-        "calibration": found.family, "calibration_log_loss": found.log_loss,
-        "seconds": round(time.monotonic() - began, 1),
+        "best_validation_ap": max(fitted.validation_ap), "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
-    bundle = write_bundle(
-        out, pipeline, detector, calibration=found.curve, threshold=threshold, training=facts,
-        metrics=_metrics(holdout, score_N, threshold, split) | {"best_validation_ap": max(fitted.validation_ap)},
-        golden=_golden(holdout),
-    )  # fmt: skip
+    bundle = write_trained(out, pipeline, detector, dataset.holdout, score_N, split, facts)
     if checkpoint is not None:
         for name in CHECKPOINTS:
             (checkpoint / name).unlink(missing_ok=True)
     return bundle
+
+
+def write_trained(
+    out: Path,
+    pipeline: Pipeline,
+    detector: Detector,
+    holdout: Part,
+    score_N: NDArray[np.float32],
+    split: Split,
+    facts: dict[str, Any],
+) -> Bundle:
+    """A bundle with the calibration, threshold and metrics that the holdout gives.
+
+    score_N: of the holdout, by a detector that was not trained on it. facts: of the training.
+    """
+    threshold = threshold_for_budget(score_N, split.holdout_days, pipeline.policy.alerts_per_day)
+    found = calibrate(score_N, holdout.fraud_N)
+    best_ap = facts.pop("best_validation_ap")
+    return write_bundle(
+        out, pipeline, detector, calibration=found.curve, threshold=threshold,
+        training=facts | {"calibration": found.family, "calibration_log_loss": found.log_loss},
+        metrics=_metrics(holdout, score_N, threshold, split) | {"best_validation_ap": best_ap},
+        golden=_golden(holdout),
+    )  # fmt: skip
 
 
 def new_detector(

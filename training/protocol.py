@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from models.pipeline.spec import Pipeline
 from training.calibrate import fit_calibration
 from training.errors import TrainingError
 from training.evaluate import METRICS, Scored, metrics_of
-from training.finetune import new_detector
+from training.finetune import new_detector, write_trained
 from training.fit import Recipe, fit, refit, score
 from training.folds import Fold, Outcome, Plan, System, Verdicts, folds_of, keep_windows, splits_of
 from training.leaks import Make, View, check_no_leaks, windows_seen
@@ -48,14 +49,21 @@ Report = Callable[[str, int, int, str], None]
 
 
 class Neural:
-    """A detector of the project, trained as `training.fit` does."""
+    """A detector of the project, trained as `training.fit` does. out: a folder for each fold's bundle."""
 
     def __init__(
-        self, pipeline: Pipeline, architecture: str, recipe: Recipe, *, refit: bool = True, report: Report | None = None
+        self,
+        pipeline: Pipeline,
+        architecture: str,
+        recipe: Recipe,
+        *,
+        refit: bool = True,
+        out: Path | None = None,
+        report: Report | None = None,
     ) -> None:
         chosen = msgspec.structs.replace(pipeline.detector, architecture=architecture)
         self.pipeline, self.recipe, self.refit = msgspec.structs.replace(pipeline, detector=chosen), recipe, refit
-        self.name, self.tell = architecture, report or (lambda *_: None)
+        self.name, self.out, self.tell = architecture, out, report or (lambda *_: None)
 
     def __call__(self, fold: Fold) -> Outcome:
         began = time.monotonic()
@@ -65,12 +73,20 @@ class Neural:
             detector, fold.train, fold.validation, self.recipe,
             lambda epoch, note: self.tell(stage, epoch, self.recipe.epochs, note),
         )  # fmt: skip
-        calibration = fit_calibration(score(detector, fold.holdout.encoded), fold.holdout.fraud_N)
+        held_N = score(detector, fold.holdout.encoded)
+        calibration = fit_calibration(held_N, fold.holdout.fraud_N)
         facts = {"best_epoch": fitted.best_epoch, "validation_average_precision": max(fitted.validation_ap)}
         if self.refit:
             detector, _ = new_detector(self.pipeline, fold.matured, self.recipe.seed)
             refit(detector, fold.matured, self.recipe, fitted.best_epoch)
         seconds = time.monotonic() - began
+        if self.out is not None:
+            described = fold.split.describe() | asdict(self.recipe) | {
+                "best_epoch": fitted.best_epoch, "best_validation_ap": max(fitted.validation_ap),
+                "seconds": round(seconds, 1),
+            }  # fmt: skip
+            folder = self.out / f"bundle-{self.name}-{fold.number}"
+            write_trained(folder, self.pipeline, detector, fold.holdout, held_N, fold.split, described)
         score_N = score(detector, fold.test.encoded)
         return Outcome(score_N, calibration.apply(score_N), seconds, facts)
 

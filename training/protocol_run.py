@@ -103,7 +103,8 @@ def _systems(history: History, options: ProtocolOptions, report: Report) -> tupl
     )  # fmt: skip
     names = options.architecture or [pipeline.detector.architecture]
     systems: list[System] = [
-        Neural(pipeline, name, recipe, refit=options.refit, report=report) for name in dict.fromkeys(names)
+        Neural(pipeline, name, recipe, refit=options.refit, out=options.out, report=report)
+        for name in dict.fromkeys(names)
     ]
     if not options.baselines:
         return systems, {}
