@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cyclopts import App
 
-from benchmarks import entities, handbook, latency, memory, scaling, steps, throughput
+from benchmarks import entities, folds, handbook, latency, memory, scaling, steps, throughput
 from benchmarks.harness import progress
 from benchmarks.options import DEFAULTS, Options
 from benchmarks.peers import compare
@@ -21,6 +21,7 @@ EVERY = (
 for benchmark in EVERY:
     app.command(benchmark)
 app.command(handbook.handbook)
+app.command(folds.folds)
 
 
 @app.default
