@@ -48,15 +48,15 @@ Report = Callable[[int, str], None]
 class Recipe:
     """How to train. Raises TrainingError for values that cannot work."""
 
-    epochs: int = 8
+    epochs: int = 6
     batch: int = 512  # smaller learns more an epoch, larger is faster on the CPU
     learning_rate: float = 4e-3  # the peak of the cycle
     trunk_rate: float = 1.0  # times that for what reads the events: below 1 it stays nearer to where it was pre-trained
     weight_decay: float = 1e-2
-    average: float = 0.995  # share of the old average in the new one at each step; 0 takes the weights as they are
+    average: float = 0.998  # share of the old average in the new one at each step; 0 takes the weights as they are
     augment: bool = False  # windows as they might have been: `training.augment`
     patience: int = 4  # epochs without a better average precision after which training stops
-    max_legit: int = 120_000  # legitimate events kept for training: time and memory grow with it
+    max_legit: int = 300_000  # legitimate events kept for training: time and memory grow with it
     seed: int = 0
     threads: int = 2
 

@@ -64,7 +64,7 @@ class Plan:
     validation_ms: int = 3 * DAY_MS
     holdout_ms: int = 4 * DAY_MS
     known_ms: int = 7 * DAY_MS
-    max_legit: int = 300_000
+    max_legit: int = 500_000
     refit: bool = True
     seed: int = 0
 

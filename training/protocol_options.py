@@ -32,10 +32,10 @@ class ProtocolOptions:
     validation: Annotated[str, Parameter(help="Length of the part that chooses.")] = "3d"
     holdout: Annotated[str, Parameter(help="Length of the part for calibration.")] = "4d"
     refit: Annotated[bool, Parameter(help="Train again on everything that had matured.")] = True
-    epochs: int = 8
+    epochs: int = 6
     batch: int = 512
     learning_rate: float = 4e-3
-    max_legit: int = 300_000
+    max_legit: int = 500_000
     seed: int = 0
     threads: int = 2
     out: Annotated[Path | None, Parameter(help="Folder for results and scores.")] = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -161,15 +162,22 @@ async def _run(pipeline: Pipeline, settings: Settings, folder: Path, count: int)
         for part in range(6):  # one after another, to look at memory in between
             sent |= await _send_and_wait(pipeline, settings, _traffic(pipeline, count // 6, seed=part))
             memory.append(worker.memory_mib())
-        refused = worker.metric("lepton_dead_letters_total")
+        letters = await read_settled(settings, pipeline.topic("dead-letter"))
+        await _until_counted(worker, len(letters))
         assert worker.metric("lepton_batch_retries_total") == 0
         assert worker.stop() == 0
-    letters = await read_settled(settings, pipeline.topic("dead-letter"))
     scores = await read_settled(settings, pipeline.topic("scores"))
     reasons = _check(pipeline, sent, letters, scores)
-    assert refused == len(letters)
     print(f"\n{len(sent)} records, {len(letters)} bad: {dict(reasons)}; MiB: {[round(m) for m in memory]}")
     assert memory[-1] - memory[1] < FLAT_MIB, f"memory grows: {memory}"
+
+
+async def _until_counted(worker: Worker, letters: int) -> None:
+    """Batches are counted after they are stored."""
+    deadline = time.monotonic() + 10
+    while (refused := worker.metric("lepton_dead_letters_total")) != letters:
+        assert time.monotonic() < deadline, f"{refused} dead letters counted: expected {letters}"
+        await asyncio.sleep(0.1)
 
 
 async def _send_and_wait(pipeline: Pipeline, settings: Settings, traffic: list[Sent]) -> dict[tuple[int, int], Sent]:
