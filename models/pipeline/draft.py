@@ -60,10 +60,7 @@ def _inline(made: Guess) -> str:
 def _rest(guesses: Guesses) -> list[str]:
     horizons = ", ".join(_text(h) for h in guesses.horizons)
     lines = ["[window]", "length = 32", f"horizons = [{horizons}]  # around a typical pause between events", ""]
-    for profile, made in guesses.profiles.items():
-        lines += [f"[profiles.{profile}]", f"key = {_text(made.name)}"]
-        lines += [f"amount = {_text(guesses.amount.name)}"] if guesses.amount else []
-        lines += ['half_lives = ["1d", "7d", "30d"]', 'delay = "1h"', ""]
+    lines += _profiles(guesses)
     lines.append("[labels]")
     if guesses.verdict is None:
         lines.append("# No column of the sample looks like a verdict. This is the key that labels will carry:")
@@ -75,6 +72,26 @@ def _rest(guesses: Guesses) -> list[str]:
         lines.append(f"verdict = {_text(guesses.verdict.name)}")
     lines += [f"time = {_text(_free('label_time', guesses))}", 'maturity = "7d"', ""]
     return [*lines, "[policy]", "alerts_per_day = 100", "reasons = 3"]
+
+
+def _profiles(guesses: Guesses) -> list[str]:
+    """Of each shared entity, with its verdicts, whose amounts are compared with what the entity usually pays."""
+    lines = []
+    amount = [f"amount = {_text(guesses.amount.name)}"] if guesses.amount else []
+    entity = guesses.roles["entity"].name
+    usual = entity.removesuffix("_id")
+    while usual in guesses.profiles:
+        usual += "_"
+    compared = guesses.amount is not None and bool(guesses.profiles)
+    if compared:
+        lines += [f"[profiles.{usual}]  # what it usually pays, with which verdicts are compared"]
+        lines += [f"key = {_text(entity)}", *amount, 'half_lives = ["30d"]', 'delay = "1h"', ""]
+    for profile, made in guesses.profiles.items():
+        lines += [f"[profiles.{profile}]", f"key = {_text(made.name)}", *amount]
+        lines += ['half_lives = ["1d", "7d", "30d"]', 'delay = "1h"']
+        lines += ["verdicts = 32  # the newest, one by one; 0 saves memory and time where labels are rare"]
+        lines += [f"compare = {_text(usual)}", ""] if compared else [""]
+    return lines
 
 
 def _free(key: str, guesses: Guesses) -> str:

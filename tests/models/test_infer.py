@@ -167,7 +167,9 @@ def test_simulated_payments_are_drafted_as_the_shipped_pipeline_has_them(suffix:
         "transaction_id",
         "timestamp",
     )
-    assert set(drafted.profiles) == {"merchant", "device"}
+    assert set(drafted.profiles) == {"card", "merchant", "device"}
+    assert drafted.profiles["merchant"].verdicts == 32
+    assert drafted.profiles["merchant"].compare == "card"
     assert drafted.labels.verdict == "is_fraud"
 
 
@@ -242,7 +244,7 @@ def test_the_command_writes_a_file_that_check_and_schema_accept(
     out = tmp_path / "made" / "mine.toml"
     for command in (["init", str(messy), "-o", str(out), "--name", "mine"], ["check", str(out)]):
         assert _run(["pipeline", *command]) == 0
-    assert "mine: 10 fields, 1 profiles" in capsys.readouterr().out
+    assert "mine: 10 fields, 2 profiles" in capsys.readouterr().out
     assert _run(["pipeline", "schema", str(out), "--topic", "events"]) == 0
     assert "Amt (EUR)" in json.loads(capsys.readouterr().out)["properties"]
 
