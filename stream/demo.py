@@ -48,6 +48,7 @@ ALERTS_A_DAY = 20
 LIVE_RATE = 400  # events a second
 EVENTS_A_DAY = 1.7 * CUSTOMERS
 SWAP_AT = 0.4  # of the live time, or when the better model is ready
+LAST_S = 15  # of the live payments wait for the promotion, so that both models score some, however slow the machine
 TRAINING_PATIENCE_S = 150
 WORKER_PATIENCE_S = 60
 
@@ -155,9 +156,22 @@ async def _live(
     await asyncio.wait([asyncio.create_task(started.wait()), following], return_when=asyncio.FIRST_COMPLETED)
     events, labels = _rows(simulated, start_ms, None)
     count = min(len(events), int(seconds * LIVE_RATE))
-    live = events.between(start_ms, int(events.time_ms[count - 1]) + 1)
-    stage.console.print(f"4 streaming {len(live):,} payments live at {LIVE_RATE} a second")
-    publishing = asyncio.create_task(publish(stage.settings, pipeline, live, labels, pace=Pace(rate=LIVE_RATE)))
+    end_ms = int(events.time_ms[count - 1]) + 1
+    middle_ms = int(events.time_ms[max(count - LAST_S * LIVE_RATE, 1) - 1]) + 1
+    stage.console.print(f"4 streaming {count:,} payments live at {LIVE_RATE} a second")
+    promoted = asyncio.Event()
+
+    async def stream() -> Published:
+        pace, done = Pace(rate=LIVE_RATE), Published()
+        for low, high in ((start_ms, middle_ms), (middle_ms, end_ms)):
+            part = await publish(
+                stage.settings, pipeline, events.between(low, high), labels.between(low, high), pace=pace
+            )
+            done.events, done.next_offsets = done.events + part.events, done.next_offsets | part.next_offsets
+            await promoted.wait()
+        return done
+
+    publishing = asyncio.create_task(stream())
     promoted_at: float | None = None
     began = time.monotonic()
     with View(stage.console, tracker, seconds) as view:
@@ -168,6 +182,7 @@ async def _live(
             if promoted_at is None and better.done() and time.monotonic() - began > SWAP_AT * seconds:
                 await _command(stage, "promote", better.result()["version"], "--why", "better on held-back days")
                 promoted_at = time.time()
+                promoted.set()
                 view.say(f"5 promoted a better model: average precision {_ap(first)} → {_ap(better.result())}")
             if time.monotonic() - began > seconds + TRAINING_PATIENCE_S:
                 raise LeptonError("the better model took too long to train: expected it within the live time")
