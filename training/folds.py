@@ -75,6 +75,14 @@ class Rows(Part):
 
     row_N: NDArray[np.int64] = field(kw_only=True)
 
+    def take(self, keep_N: NDArray[np.bool_]) -> Rows:
+        index = np.flatnonzero(keep_N)
+        entity = [self.entity[i] for i in index.tolist()]
+        return Rows(
+            self.encoded.take(index), self.fraud_N[index], entity, self.time_N[index], self.legit_share,
+            row_N=self.row_N[index],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -77,13 +77,14 @@ class Neural:
         calibration = fit_calibration(held_N, fold.holdout.fraud_N)
         facts = {"best_epoch": fitted.best_epoch, "validation_average_precision": max(fitted.validation_ap)}
         if self.refit:
-            detector, _ = new_detector(self.pipeline, fold.matured, self.recipe.seed)
-            refit(detector, fold.matured, self.recipe, fitted.best_epoch)
+            matured = fold.matured  # made anew at each look
+            detector, _ = new_detector(self.pipeline, matured, self.recipe.seed)
+            refit(detector, matured, self.recipe, fitted.best_epoch)
         seconds = time.monotonic() - began
         if self.out is not None:
             described = fold.split.describe() | asdict(self.recipe) | {
                 "best_epoch": fitted.best_epoch, "best_validation_ap": max(fitted.validation_ap),
-                "seconds": round(seconds, 1),
+                "calibrated_before_refit": self.refit, "seconds": round(seconds, 1),
             }  # fmt: skip
             folder = self.out / f"bundle-{self.name}-{fold.number}"
             write_trained(folder, self.pipeline, detector, fold.holdout, held_N, fold.split, described)
@@ -107,6 +108,8 @@ def run_protocol(
     `replay` unless it is to be tested. out: a folder for `results.json` and the scores of each system and fold.
     Raises TrainingError: for a leak, and where a fold has too little to learn from.
     """
+    if out is not None and out.exists() and any(out.iterdir()):  # before minutes of work, not after
+        raise TrainingError(f"{out} is not empty: expected a new or empty folder for results")
     tell = report or (lambda *_: None)
     seconds: dict[str, float] = {}
     verdicts, splits = Verdicts(history), splits_of(history, plan)
@@ -190,10 +193,12 @@ def _means(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _described(fold: Fold, stays_N: NDArray[np.bool_]) -> dict[str, Any]:
+    borders = fold.split.describe()
+    del borders["end"]  # of what was known: the start of the test week
     return {
         "start": to_iso(fold.start_ms), "end": to_iso(fold.end_ms), "events": int(stays_N.sum()),
         "frauds": int(fold.test.fraud_N[stays_N].sum()), "events_left_out": int((~stays_N).sum()),
-        "train": len(fold.train), "train_frauds": int(fold.train.fraud_N.sum()), **fold.split.describe(),
+        "train": len(fold.train), "train_frauds": int(fold.train.fraud_N.sum()), **borders,
     }  # fmt: skip
 
 

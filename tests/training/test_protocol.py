@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.clock import DAY_MS
+from models.bundle import load_bundle
+from models.clock import DAY_MS, from_iso
 from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.pipeline.load import load_pipeline
@@ -197,7 +198,7 @@ def test_every_system_is_measured_on_every_fold(history: History, tmp_path: Path
     pipeline = history.pipeline
     recipe = Recipe(epochs=2, batch=256, max_legit=3000, threads=1)
     systems = [
-        Neural(pipeline, "gru", recipe), LightGBM(Layout(pipeline).inputs, threads=1),
+        Neural(pipeline, "gru", recipe, out=tmp_path / "bundles"), LightGBM(Layout(pipeline).inputs, threads=1),
         XGBoost(rolling_features(history), depths=(3, 5), threads=1),
     ]  # fmt: skip
     facts = run_protocol(history, systems, PLAN, views={"handbook features": rolling_seen}, out=tmp_path / "out")
@@ -210,7 +211,12 @@ def test_every_system_is_measured_on_every_fold(history: History, tmp_path: Path
             assert metrics["average_precision"] > 2 * fold["frauds"] / fold["events"]
             assert metrics["expected_calibration_error"] < 0.12  # two epochs on few events
     assert json.loads((tmp_path / "out" / "results.json").read_bytes())["folds"] == facts["folds"]
+    bundle = load_bundle(tmp_path / "bundles" / "bundle-gru-2", pipeline)
+    assert bundle.info.training["end"] == facts["folds"][1]["start"]
+    assert all(from_iso(fold["end"]) - from_iso(fold["start"]) == WEEK_MS for fold in facts["folds"])
     assert len(list((tmp_path / "out").glob("scores-*.parquet"))) == 6
+    with pytest.raises(TrainingError, match="is not empty"):
+        run_protocol(history, systems, PLAN, out=tmp_path / "out")
 
 
 def test_a_perfect_system_is_told_so(history: History) -> None:
