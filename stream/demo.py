@@ -115,7 +115,7 @@ async def _demo(stage: _Stage, seconds: float, seed: int) -> None:
         f"2 trained a first model in {first['seconds']:.0f} s: average precision {_ap(first)} on held-back days"
     )
     better = asyncio.create_task(
-        _train(stage, "better", start_ms, ["--epochs", "6", "--max-legit", "30000", "--threads", "1"], promote=False)
+        _train(stage, "better", start_ms, ["--epochs", "4", "--max-legit", "20000", "--threads", "1"], promote=False)
     )
     try:
         with _worker(stage) as worker:

@@ -94,7 +94,8 @@ class Layout:
         facts: list[object] = [RING_SLOTS, BUCKETS_PER_HALF_LIFE, profile.half_lives_ms, profile.key, profile.amount]
         if profile.verdicts:
             how = None if profile.amount is None else self.transform(profile.amount)
-            facts += [verdict_rings(profile), profile.compare, how]
+            # the delay has decided which verdicts were kept: by another one they may be more than there is room for
+            facts += [verdict_rings(profile), profile.compare, how, profile.delay_ms]
         return zlib.crc32(msgspec.json.encode(facts))
 
     def empty_profiles(self, profile: Profile, count: int) -> NDArray[np.void]:

@@ -124,7 +124,7 @@ class RedisStore:
             if "LAYOUT" in str(error):
                 raise StateError(
                     f"a stored profile of pipeline {self.pipeline} was written by another layout: its key, amount,"
-                    " verdicts or half_lives have changed: give the profile a new name"
+                    " delay (with verdicts), verdicts or half_lives have changed: give the profile a new name"
                 ) from error
             raise
 

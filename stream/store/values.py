@@ -27,17 +27,24 @@ def unpack_states(layout: Layout, values: Sequence[bytes | None]) -> NDArray[np.
     empty = layout.empty_states(1).tobytes()
     joined = bytearray().join([empty if value is None else value for value in values])  # may be written to
     if odd := {size if value is None else len(value) for value in values} - {size}:
-        raise StateError(f"a stored state has {min(odd)} bytes: expected {size} for pipeline {layout.pipeline.name}")
+        raise StateError(f"a stored state has {min(odd)} bytes: expected {size} for {_pipeline(layout)}")
     states = np.frombuffer(joined, dtype=layout.state_dtype)
     odd_N = (states["version"] != STATE_VERSION) | (states["layout"] != layout.layout_id)
     if odd_N.any():
         first = states[odd_N][0]
         raise StateError(
-            f"a stored state of pipeline {layout.pipeline.name} has version {first['version']} and layout"
-            f" {first['layout']:08x}: expected {STATE_VERSION} and {layout.layout_id:08x}; the pipeline file's"
-            " fields, window or horizons have changed: give the pipeline a new name, or replay into an empty Redis"
+            f"a stored state has version {first['version']} and layout {first['layout']:08x}: expected"
+            f" {STATE_VERSION} and {layout.layout_id:08x} for {_pipeline(layout)}"
         )
     return states
+
+
+def _pipeline(layout: Layout) -> str:
+    """Whose states they are, and what to do when they are not."""
+    return (
+        f"pipeline {layout.pipeline.name}; the pipeline file's fields, their transforms, window or horizons have"
+        " changed, or an older checkout wrote it: give the pipeline a new name, or replay into an empty Redis"
+    )
 
 
 def state_rows(states: NDArray[np.void]) -> NDArray[np.uint8]:
@@ -106,5 +113,5 @@ class ProfileFormat:
         return StateError(
             f"a stored profile {self.name} has {len(value)} bytes and header {value[: HEADER.size].hex()}: expected"
             f" {HEADER.size} and a multiple of {RECORD_BYTES}, and {self.header.hex()}; its key, amount,"
-            " verdicts or half_lives have changed: give the profile a new name"
+            " delay (with verdicts), verdicts or half_lives have changed: give the profile a new name"
         )

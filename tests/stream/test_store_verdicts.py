@@ -118,13 +118,15 @@ def test_too_many_verdicts_in_a_value_are_refused(store: RedisStore, client: Any
 
 
 def test_another_number_of_verdicts_is_another_layout(store: RedisStore, client: Any, pipeline: Pipeline) -> None:
-    """Without verdicts, or compared with something else, a stored profile is refused; fewer in the same room fit."""
+    """Without verdicts, compared with something else, or kept by another delay, a stored profile is refused; fewer in
+    the same room fit."""
     process(store, random_columns(1, 30), None)
     merchant = pipeline.profiles["merchant"]
-    for verdicts, compare in ((0, None), (32, None), (30, "card")):
-        changed = msgspec.structs.replace(merchant, verdicts=verdicts, compare=compare)
+    changes = ({"verdicts": 0, "compare": None}, {"compare": None}, {"delay": "2h"}, {"verdicts": 30})
+    for change in changes:
+        changed = msgspec.structs.replace(merchant, **change)
         other = msgspec.structs.replace(pipeline, profiles=pipeline.profiles | {"merchant": changed})
-        if compare == "card":
+        if change == {"verdicts": 30}:
             assert rings_of(RedisStore(client, Layout(other)), MERCHANTS).shape == (9, 4, 40)
         else:
             with pytest.raises(StateError, match="have changed"):
