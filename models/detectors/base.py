@@ -110,9 +110,9 @@ class Detector(nn.Module):
         """logit_B, float32: higher is likelier fraud. Inputs as in `Encoded`; L may be below `inputs.length`."""
         event_BLD = self.embed_events(x_BLF, codes_BLK)
         # A masked event's numbers are cleared, so that not even NaN there could reach a state.
-        state_BLH = self.trunk.states(event_BLD.masked_fill(~mask_BL.unsqueeze(2), 0.0), mask_BL)
+        state_BH = self.trunk.last_state(event_BLD.masked_fill(~mask_BL.unsqueeze(2), 0.0), mask_BL)
         summaries = self.sum_up(verdicts_BJSG)
-        seen = torch.cat([state_BLH[:, -1], *summaries, event_BLD[:, -1], self.scale_context(context_BC)], dim=1)
+        seen = torch.cat([state_BH, *summaries, event_BLD[:, -1], self.scale_context(context_BC)], dim=1)
         return cast(Tensor, self.head(seen).squeeze(1))
 
     def sum_up(self, verdicts_BJSG: Tensor) -> list[Tensor]:
@@ -122,8 +122,8 @@ class Detector(nn.Module):
         event_BJSG, there_BJS = self.embed_verdicts(verdicts_BJSG)
         summaries = []
         for j, trunk in enumerate(self.verdict_trunks):
-            state_BSV = cast(Trunk, trunk).states(event_BJSG[:, j], there_BJS[:, j])
-            summaries.append(state_BSV[:, -1].masked_fill(~there_BJS[:, j].any(1, keepdim=True), 0.0))
+            state_BV = cast(Trunk, trunk).last_state(event_BJSG[:, j], there_BJS[:, j])
+            summaries.append(state_BV.masked_fill(~there_BJS[:, j].any(1, keepdim=True), 0.0))
         return summaries
 
     def weights(self) -> dict[str, NDArray[np.float32]]:

@@ -35,6 +35,8 @@ def to_onnx(detector: Detector) -> bytes:
         # the newer exporter makes the same graph, in eight seconds and with more packages
         warnings.filterwarnings("ignore", message="You are using the legacy TorchScript", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="The feature will be removed", category=DeprecationWarning)
+        # every second place of a sequence stays in the graph, as it should: its length is free
+        warnings.filterwarnings("ignore", message="Constant folding - Only steps=1", category=UserWarning)
         # of a fixed batch size, which this graph has not
         warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size", category=UserWarning)
         torch.onnx.export(

@@ -44,6 +44,15 @@ class TransformerTrunk(Trunk):
             state_BLH = layer(state_BLH, bias_BALM)
         return cast(Tensor, self.last(state_BLH))
 
+    def last_state(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """As `Trunk` has it: the last layer works for the last event alone."""
+        bias_BALM = self._bias(mask_BL)
+        state_BLH = self.first(event_BLD)
+        for layer in self.layers[:-1]:
+            state_BLH = layer(state_BLH, bias_BALM)
+        state_B1H = self.layers[-1](state_BLH, bias_BALM[:, :, -1:])
+        return cast(Tensor, self.last(state_B1H).squeeze(1))
+
     def _bias(self, mask_BL: Tensor) -> Tensor:
         """What is added to the logit of the weight of event m for event l, by head: (B, heads, L, L)."""
         place_BL = torch.ones_like(mask_BL, dtype=torch.float32).cumsum(1)  # `arange` would fix the length of a graph
@@ -61,17 +70,18 @@ class _Layer(nn.Module):
         self.attention_norm, self.event_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.queries_keys_values, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.wide, self.narrow = nn.Linear(width, FEED_FORWARD * width), nn.Linear(FEED_FORWARD * width, width)
-        self.dropout, self.scale = nn.Dropout(DROPOUT), (width // HEADS) ** -0.5
+        self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, state_BLH: Tensor, bias_BALM: Tensor) -> Tensor:
-        state_BLH = state_BLH + self.dropout(self._attend(self.attention_norm(state_BLH), bias_BALM))
-        wide = functional.gelu(self.wide(self.event_norm(state_BLH)))
-        return state_BLH + cast(Tensor, self.dropout(self.narrow(wide)))
+        """The states of as many of the last events as the bias has rows."""
+        own_BLH: Tensor = state_BLH[:, -bias_BALM.shape[2] :]
+        own_BLH = own_BLH + self.dropout(self._attend(self.attention_norm(state_BLH), bias_BALM))
+        wide = functional.gelu(self.wide(self.event_norm(own_BLH)))
+        return cast(Tensor, own_BLH + self.dropout(self.narrow(wide)))
 
-    def _attend(self, normed_BLH: Tensor, bias_BALM: Tensor) -> Tensor:
+    def _attend(self, normed_BMH: Tensor, bias_BALM: Tensor) -> Tensor:
         query, key, value = (
-            part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.queries_keys_values(normed_BLH).chunk(3, 2)
+            part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.queries_keys_values(normed_BMH).chunk(3, 2)
         )
-        logit_BALM = query @ key.transpose(2, 3) * self.scale + bias_BALM
-        seen = logit_BALM.softmax(3) @ value
+        seen = functional.scaled_dot_product_attention(query[:, :, -bias_BALM.shape[2] :], key, value, bias_BALM)
         return cast(Tensor, self.mix(seen.transpose(1, 2).flatten(2)))

@@ -51,3 +51,8 @@ class Trunk(nn.Module):
     def states(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """state_BLH after each place; of masked places, whose numbers are 0, it is anything finite."""
         raise NotImplementedError
+
+    def last_state(self, event_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """state_BH after the last place: that of `states` up to float rounding, with no work for what it does not
+        depend on where an architecture can tell."""
+        return self.states(event_BLD, mask_BL)[:, -1]

@@ -107,6 +107,21 @@ def test_the_future_does_not_matter(any_detector, windows):
     assert (before[:, 7:] != after[:, 7:]).any(axis=2).all()
 
 
+@pytest.mark.parametrize("length", [1, 2, 5, 12])
+def test_the_last_state_is_the_last_of_all_states(any_detector, windows, length):
+    """What is left out to be faster is nothing that the last state depends on, at even and odd lengths."""
+    x_BLF, codes_BLK, mask_BL, _, _ = tensors(windows(30))
+    assert x_BLF.shape[1] >= 12
+    assert not mask_BL[:, -12:].all()
+    with torch.inference_mode():
+        event_BLD = any_detector.embed_events(x_BLF, codes_BLK).masked_fill(~mask_BL.unsqueeze(2), 0.0)
+        event_BLD, mask_BL = event_BLD[:, -length:], mask_BL[:, -length:]
+        all_BLH = any_detector.trunk.states(event_BLD, mask_BL)
+        last_BH = any_detector.trunk.last_state(event_BLD, mask_BL)
+    assert float(all_BLH[:, -1].std()) > 0.01
+    torch.testing.assert_close(last_BH, all_BLH[:, -1], atol=2e-6, rtol=1e-5)
+
+
 def test_a_window_has_the_same_logit_by_itself(any_detector, windows):
     """Up to rounding: to the bit it is the engines' promise."""
     encoded = windows(12)
