@@ -164,11 +164,9 @@ class _Run:
 
     def _promote(self, number: int) -> None:
         bundle = self.results / f"bundle-{self.architecture}-{number}"
-        for arguments in (["publish", bundle], ["promote"]):
-            version = [self.models[-1]] if arguments == ["promote"] else []
-            said = command(self.environment, "training", *arguments, *version, "--json")
-            if not version:
-                self.models.append(json.loads(said.splitlines()[-1])["version"])
+        said = command(self.environment, "training", "publish", bundle, "--json")
+        self.models.append(json.loads(said.splitlines()[-1])["version"])
+        command(self.environment, "training", "promote", self.models[-1])
 
     def _await_swap(self, worker: Worker) -> None:
         """The worker logs the version that it has swapped to."""

@@ -15,15 +15,23 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
 
-from models.clock import duration_ms, from_iso
 from models.engines import EngineName
 from models.errors import LeptonError
-from models.pipeline.load import load_pipeline
-from models.pipeline.spec import Pipeline
+from training.commandline import (
+    JsonOption,
+    PipelineOption,
+    RegistryOption,
+    SettingsOption,
+    champion,
+    parse_columns,
+    parse_duration,
+    parse_time,
+    setup,
+    show,
+)
 from training.protocol_options import ProtocolName, ProtocolOptions
-from training.settings import Settings, load_settings
+from training.settings import load_settings
 
 __all__ = ["app", "main"]
 
@@ -34,11 +42,6 @@ app.command("training.learn_cli:pretrain", name="pretrain")
 app.command("training.learn_cli:labels_curve", name="labels-curve")
 
 AGREEMENT = 1e-5  # of scores; as far as machines and torch builds may round apart
-
-PipelineOption = Annotated[str | None, Parameter(help="A shipped name or a TOML file; else LEPTON_PIPELINE.")]
-SettingsOption = Annotated[Path | None, Parameter(help="TOML file with settings; else LEPTON_SETTINGS.")]
-RegistryOption = Annotated[Path | None, Parameter(help="Folder of the registry; else LEPTON_REGISTRY.")]
-JsonOption = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=())]
 
 
 def main() -> None:
@@ -75,12 +78,12 @@ def history(
     from training.progress import Bars  # noqa: PLC0415
     from training.tables import Mapped, read_file  # noqa: PLC0415
 
-    loaded, spec = _setup(settings, pipeline)
+    loaded, spec = setup(settings, pipeline)
     if from_file is not None:
         mapped = Mapped(
             read_file(from_file), spec, labels=labels,
-            label_delay_ms=_duration("--label-delay", label_delay or spec.labels.maturity),
-            label_time=label_time, columns=_pairs(columns or []),
+            label_delay_ms=parse_duration("--label-delay", label_delay or spec.labels.maturity),
+            label_time=label_time, columns=parse_columns(columns or []),
         )  # fmt: skip
         with Bars() as bars:
             result = import_file(spec, out, mapped, lambda done, total: bars("import", done, total))
@@ -94,7 +97,7 @@ def history(
             report=lambda text: console.print(text, highlight=False),
         )  # fmt: skip
     facts = {"history": str(out / spec.name), **result.rows, "skipped": result.skipped, "lost": result.lost}
-    _show(facts, as_json)
+    show(facts, as_json)
 
 
 @app.command
@@ -131,8 +134,8 @@ def finetune(
     from training.fit import Recipe  # noqa: PLC0415
     from training.progress import Bars  # noqa: PLC0415
 
-    loaded, spec = _setup(settings, pipeline)
-    start = Start(_champion(registry or loaded.registry, spec) if from_champion else None, pretrained)
+    loaded, spec = setup(settings, pipeline)
+    start = Start(champion(registry or loaded.registry, spec) if from_champion else None, pretrained)
     rate = learning_rate if learning_rate is not None else 1e-3 if from_champion else 4e-3
     recipe = Recipe(
         epochs=epochs, batch=batch, learning_rate=rate, trunk_rate=trunk_rate, average=average, augment=augment,
@@ -140,13 +143,13 @@ def finetune(
     )  # fmt: skip
     with Bars() as bars:
         bundle = run(
-            spec, history, out, end_ms=None if end is None else _time("--end", end), days=days,
-            gap_ms=None if gap is None else _duration("--gap", gap),
-            validation_ms=_duration("--validation", validation), holdout_ms=_duration("--holdout", holdout),
+            spec, history, out, end_ms=None if end is None else parse_time("--end", end), days=days,
+            gap_ms=None if gap is None else parse_duration("--gap", gap),
+            validation_ms=parse_duration("--validation", validation), holdout_ms=parse_duration("--holdout", holdout),
             recipe=recipe, start=start, refit=refit, checkpoint=checkpoint, report=bars,
         )  # fmt: skip
     facts: dict[str, Any] = {"bundle": str(bundle.folder), "version": bundle.version, "threshold": bundle.threshold}
-    _show(facts | bundle.info.metrics | {"seconds": bundle.info.training["seconds"]}, as_json)
+    show(facts | bundle.info.metrics | {"seconds": bundle.info.training["seconds"]}, as_json)
 
 
 @app.command
@@ -175,22 +178,22 @@ def evaluate(
     """Measure a bundle on a range of days, and whether the worker's published scores say the same; or, with
     --protocol, train every system on what was known before each test week of DATA and compare them."""
     if protocol is not None:
-        from training.protocol_run import run, show  # noqa: PLC0415, torch takes seconds to import
+        from training import protocol_run  # noqa: PLC0415, torch takes seconds to import
 
-        _, spec = _setup(settings, pipeline or protocol)
-        known = _duration("--leave-out-known", leave_out_known or "7d")
-        facts = run(spec, data, folds or 4, known, options or ProtocolOptions())
+        _, spec = setup(settings, pipeline or protocol)
+        known = parse_duration("--leave-out-known", leave_out_known or "7d")
+        facts = protocol_run.run(spec, data, folds or 4, known, options or ProtocolOptions())
         if as_json:
-            _show(facts, as_json)
+            show(facts, as_json)
         else:
-            show(facts, Console())
+            protocol_run.show(facts, Console())
         return
     if data is not None or start is None or end is None:
         raise LeptonError("evaluate: expected --start and --end, or --protocol and a file")
-    loaded, spec = _setup(settings, pipeline)
-    low, high = _time("--start", start), _time("--end", end)
+    loaded, spec = setup(settings, pipeline)
+    low, high = parse_time("--start", start), parse_time("--end", end)
     folds = folds or 1
-    known_ms = None if leave_out_known is None else _duration("--leave-out-known", leave_out_known)
+    known_ms = None if leave_out_known is None else parse_duration("--leave-out-known", leave_out_known)
 
     from models.scorer import load_scorer  # noqa: PLC0415, engines take a second to import
     from training import evaluate as ev  # noqa: PLC0415
@@ -198,7 +201,7 @@ def evaluate(
     from training.progress import Bars  # noqa: PLC0415
     from training.replay import load_history  # noqa: PLC0415
 
-    scorer = load_scorer(bundle or _champion(registry or loaded.registry, spec), spec, engine)
+    scorer = load_scorer(bundle or champion(registry or loaded.registry, spec), spec, engine)
     past = load_history(Archive(history, spec))
     with Bars() as bars:
         offline = ev.offline_scores(past, scorer, low, high, lambda done, total: bars("replay", done, total))
@@ -213,7 +216,7 @@ def evaluate(
         # also false of NaN: no common event is no agreement
         agree = facts["agreement"]["one_score_each"] and facts["agreement"]["max_difference"] <= AGREEMENT
         facts["agreement"]["agree"] = agree
-    _show(facts, as_json)
+    show(facts, as_json)
     if not agree:
         sys.exit(2)
 
@@ -237,9 +240,9 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page about a bundle on a range of days."""
-    loaded, spec = _setup(settings, pipeline)
-    known = None if leave_out_known is None else _duration("--leave-out-known", leave_out_known)
-    low, high = _time("--start", start), _time("--end", end)
+    loaded, spec = setup(settings, pipeline)
+    known = None if leave_out_known is None else parse_duration("--leave-out-known", leave_out_known)
+    low, high = parse_time("--start", start), parse_time("--end", end)
     if folds < 1:
         raise LeptonError(f"--folds {folds}: expected at least 1")
 
@@ -250,10 +253,10 @@ def report(
         start_ms=low, end_ms=high, folds=folds, known_ms=known, segments=None if segment is None else tuple(segment),
         amount=amount, command=shlex.join(["python", "-m", "training", *sys.argv[1:]]),
     )  # fmt: skip
-    folder = Path(bundle) if bundle not in (None, "champion") else _champion(registry or loaded.registry, spec)
+    folder = Path(bundle) if bundle not in (None, "champion") else champion(registry or loaded.registry, spec)
     with Bars() as bars:
         facts = write_report(out, spec, history, folder, options, engine, bars)
-    _show({"report": str(out), **facts}, as_json)
+    show({"report": str(out), **facts}, as_json)
 
 
 @app.command
@@ -268,7 +271,7 @@ def publish(
     from training import publish as publishing  # noqa: PLC0415
 
     version = publishing.publish(registry or load_settings(settings).registry, bundle)
-    _show({"version": version}, as_json)
+    show({"version": version}, as_json)
 
 
 @app.command
@@ -285,64 +288,6 @@ def promote(
     """Make a published version the champion; running workers swap to it."""
     from training import publish as publishing  # noqa: PLC0415
 
-    loaded, spec = _setup(settings, pipeline)
+    loaded, spec = setup(settings, pipeline)
     message = publishing.promote(loaded, registry or loaded.registry, spec, version, why=why, notify=notify)
-    _show(msgspec.structs.asdict(message), as_json)
-
-
-def _setup(settings: Path | None, pipeline: str | None) -> tuple[Settings, Pipeline]:
-    loaded = load_settings(settings)
-    return loaded, load_pipeline(pipeline or loaded.pipeline)
-
-
-def _champion(registry: Path, pipeline: Pipeline) -> Path:
-    from models.registry import Registry  # noqa: PLC0415
-
-    version = Registry(registry).champion(pipeline.name)
-    if version is None:
-        raise LeptonError(f"{registry}: {pipeline.name} has no champion: expected `python -m training promote` before")
-    return Registry(registry).path(pipeline.name, version)
-
-
-def _time(option: str, text: str) -> int:
-    try:
-        return from_iso(text)
-    except ValueError as error:
-        raise LeptonError(f"{option} {text}: expected a time such as 2026-03-01 or 2026-03-01T12:00:00Z") from error
-
-
-def _duration(option: str, text: str) -> int:
-    try:
-        return duration_ms(text)
-    except ValueError as error:
-        raise LeptonError(f"{option} {text}: expected a duration such as 30s, 10m or 7d") from error
-
-
-def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs = dict(text.partition("=")[::2] for text in texts)
-    for column, field in pairs.items():
-        if not column or not field:
-            raise LeptonError(f"--columns {column}: expected FILE_COLUMN=FIELD")
-    return pairs
-
-
-def _show(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(msgspec.json.encode(facts).decode())
-        return
-    table = Table(show_header=False, box=None)
-    for name, value in _flat("", facts):
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
-
-
-def _flat(prefix: str, facts: dict[str, Any]) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in facts.items():
-        if isinstance(value, dict) and value:
-            rows += _flat(f"{prefix}{name}.", value)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            rows += [row for i, entry in enumerate(value, 1) for row in _flat(f"{prefix}{name}.{i}.", entry)]
-        else:
-            rows.append((prefix + name, value))
-    return rows
+    show(msgspec.structs.asdict(message), as_json)

@@ -1,4 +1,4 @@
-"""`python -m training pretrain` and `labels-curve`; `training.cli` mounts them and has what all commands share."""
+"""`python -m training pretrain` and `labels-curve`; `training.cli` mounts them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from models.errors import LeptonError
-from training import cli
-from training.cli import JsonOption, PipelineOption, SettingsOption
+from training.commandline import (
+    JsonOption,
+    PipelineOption,
+    SettingsOption,
+    parse_duration,
+    parse_time,
+    setup,
+    show,
+)
 
 __all__ = ["labels_curve", "pretrain"]
 
@@ -37,15 +44,15 @@ def pretrain(
     from training.pretrain import pretrain as run  # noqa: PLC0415
     from training.progress import Bars  # noqa: PLC0415
 
-    _, spec = cli._setup(settings, pipeline)
+    _, spec = setup(settings, pipeline)
     recipe = PretrainRecipe(
         epochs=epochs, batch=batch, learning_rate=learning_rate, hide=hide, max_windows=max_windows, seed=seed,
         threads=threads,
     )  # fmt: skip
-    end_ms = None if end is None else cli._time("--end", end)
+    end_ms = None if end is None else parse_time("--end", end)
     with Bars() as bars:
         facts = run(spec, history, out, end_ms=end_ms, recipe=recipe, report=bars)
-    cli._show({"trunk": str(out), **facts}, as_json)
+    show({"trunk": str(out), **facts}, as_json)
 
 
 def labels_curve(
@@ -81,13 +88,13 @@ def labels_curve(
     from training.progress import Bars  # noqa: PLC0415
     from training.replay import load_history  # noqa: PLC0415
 
-    _, spec = cli._setup(settings, pipeline)
+    _, spec = setup(settings, pipeline)
     wanted = _shares(shares)
     past = load_history(Archive(history, spec))
     split = split_history(
-        past, end_ms=None if end is None else cli._time("--end", end), days=days,
-        gap_ms=None if gap is None else cli._duration("--gap", gap),
-        validation_ms=cli._duration("--validation", validation), holdout_ms=cli._duration("--holdout", holdout),
+        past, end_ms=None if end is None else parse_time("--end", end), days=days,
+        gap_ms=None if gap is None else parse_duration("--gap", gap),
+        validation_ms=parse_duration("--validation", validation), holdout_ms=parse_duration("--holdout", holdout),
     )  # fmt: skip
     recipe = Recipe(
         epochs=epochs, batch=batch, learning_rate=learning_rate, trunk_rate=trunk_rate, max_legit=max_legit, seed=seed,
@@ -99,7 +106,7 @@ def labels_curve(
             pretrain=PretrainRecipe(epochs=pretrain_epochs, seed=seed, threads=threads), report=bars,
         )  # fmt: skip
     if as_json:
-        cli._show({"curve": rows}, as_json)
+        show({"curve": rows}, as_json)
     else:
         Console().print(_table(rows))
 

@@ -161,12 +161,16 @@ def reliability(fraud_N: NDArray[np.bool_], probability_N: Scores, bins: int = 1
     return curve
 
 
-def top_percentile(fraud_N: NDArray[np.bool_], probability_N: Scores, share: float = 0.01) -> tuple[float, float]:
+def top_percentile(
+    fraud_N: NDArray[np.bool_], probability_N: Scores, score_N: Scores | None = None, share: float = 0.01
+) -> tuple[float, float]:
     """(mean probability, share of frauds) of the most suspicious events, at least one: where alerts come from.
 
-    (NaN, NaN) without events.
+    score_N: says who comes first of those with the same probability, as a curve has steps; else the order does. (NaN,
+    NaN) without events.
     """
     if len(fraud_N) == 0:
         return float("nan"), float("nan")
-    top = np.argsort(-probability_N, kind="stable")[: max(1, round(share * len(fraud_N)))]
+    ranked = np.lexsort((-(probability_N if score_N is None else score_N), -probability_N))
+    top = ranked[: max(1, round(share * len(fraud_N)))]
     return float(np.mean(probability_N[top], dtype=np.float64)), float(fraud_N[top].mean())

@@ -30,10 +30,10 @@ from training.finetune import new_detector, write_trained
 from training.fit import Recipe, fit, refit, score
 from training.folds import Fold, Outcome, Plan, System, Verdicts, folds_of, keep_windows, splits_of
 from training.leaks import Make, View, check_no_leaks, windows_seen
-from training.metrics import known_frauds_left_out
+from training.metrics import known_frauds_left_out, top_percentile
 from training.replay import History, replay
 
-__all__ = ["HANDBOOK", "Neural", "run_protocol", "top_percentile"]
+__all__ = ["HANDBOOK", "Neural", "run_protocol"]
 
 # Means of the four test weeks from 2018-08-08 on the handbook's simulated transactions, as its chapters 5 to 7 have
 # them: https://fraud-detection-handbook.github.io/fraud-detection-handbook/
@@ -43,13 +43,16 @@ HANDBOOK = {
     "LSTM with attention": {"roc_auc": 0.874, "average_precision": 0.667, "card_precision_at_100": 0.295},
     "1D-CNN": {"roc_auc": 0.872, "average_precision": 0.599, "card_precision_at_100": 0.288},
 }
-TOP = 0.01  # the share of events with the greatest probability, of which it is asked whether it is right
 
 Report = Callable[[str, int, int, str], None]
 
 
 class Neural:
-    """A detector of the project, trained as `training.fit` does. out: a folder for each fold's bundle."""
+    """A detector of the project, trained as `training.fit` does.
+
+    out: a folder for each fold's bundle. checkpoint: a folder from which a killed evaluation goes on, also past folds
+    that were trained to their end.
+    """
 
     def __init__(
         self,
@@ -59,11 +62,13 @@ class Neural:
         *,
         refit: bool = True,
         out: Path | None = None,
+        checkpoint: Path | None = None,
         report: Report | None = None,
     ) -> None:
         chosen = msgspec.structs.replace(pipeline.detector, architecture=architecture)
         self.pipeline, self.recipe, self.refit = msgspec.structs.replace(pipeline, detector=chosen), recipe, refit
-        self.name, self.out, self.tell = architecture, out, report or (lambda *_: None)
+        self.name, self.out, self.checkpoint = architecture, out, checkpoint
+        self.tell = report or (lambda *_: None)
 
     def __call__(self, fold: Fold) -> Outcome:
         began = time.monotonic()
@@ -72,6 +77,7 @@ class Neural:
         fitted = fit(
             detector, fold.train, fold.validation, self.recipe,
             lambda epoch, note: self.tell(stage, epoch, self.recipe.epochs, note),
+            checkpoint=self._kept("fit", fold),
         )  # fmt: skip
         held_N = score(detector, fold.holdout.encoded)
         calibration = fit_calibration(held_N, fold.holdout.fraud_N)
@@ -79,7 +85,11 @@ class Neural:
         if self.refit:
             matured = fold.matured  # made anew at each look
             detector, _ = new_detector(self.pipeline, matured, self.recipe.seed)
-            refit(detector, matured, self.recipe, fitted.best_epoch)
+            refit(
+                detector, matured, self.recipe, fitted.best_epoch,
+                lambda epoch, note: self.tell(f"{stage}, again", epoch, fitted.best_epoch, note),
+                checkpoint=self._kept("refit", fold),
+            )  # fmt: skip
         seconds = time.monotonic() - began
         if self.out is not None:
             described = fold.split.describe() | asdict(self.recipe) | {
@@ -90,6 +100,9 @@ class Neural:
             write_trained(folder, self.pipeline, detector, fold.holdout, held_N, fold.split, described)
         score_N = score(detector, fold.test.encoded)
         return Outcome(score_N, calibration.apply(score_N), seconds, facts)
+
+    def _kept(self, stage: str, fold: Fold) -> Path | None:
+        return self.checkpoint and self.checkpoint / f"{stage}-{self.name}-{fold.number}.safetensors"
 
 
 def run_protocol(
@@ -143,17 +156,6 @@ def run_protocol(
     return facts
 
 
-def top_percentile(scored: Scored, share: float = TOP) -> dict[str, float]:
-    """Mean probability and fraud rate of this share of the events, those with the greatest probability (by score where
-    equal)."""
-    count = max(1, round(len(scored) * share))
-    top = np.lexsort((-scored.score_N, -scored.probability_N))[:count]
-    return {
-        "top_percentile_probability": float(np.mean(scored.probability_N[top])),
-        "top_percentile_fraud_rate": float(np.mean(scored.fraud_N[top])),
-    }
-
-
 class _Timed:
     def __init__(self, seconds: dict[str, float], name: str) -> None:
         self.seconds, self.name = seconds, name
@@ -184,7 +186,9 @@ def _scored(fold: Fold, outcome: Outcome) -> Scored:
 
 
 def _measured(scored: Scored, outcome: Outcome) -> dict[str, Any]:
-    return metrics_of(scored) | top_percentile(scored) | {"seconds": round(outcome.seconds, 1)} | outcome.facts
+    said, were = top_percentile(scored.fraud_N, scored.probability_N, scored.score_N)
+    top = {"top_percentile_probability": said, "top_percentile_fraud_rate": were}
+    return metrics_of(scored) | top | {"seconds": round(outcome.seconds, 1)} | outcome.facts
 
 
 def _means(found: list[dict[str, Any]]) -> dict[str, float]:

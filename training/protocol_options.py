@@ -39,3 +39,4 @@ class ProtocolOptions:
     seed: int = 0
     threads: int = 2
     out: Annotated[Path | None, Parameter(help="Folder for results and scores.")] = None
+    checkpoint: Annotated[Path | None, Parameter(help="Folder from which a killed evaluation goes on.")] = None

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from models.clock import DAY_MS, duration_ms, from_iso
+from models.clock import DAY_MS
 from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
 from training.baselines import LightGBM, XGBoost
+from training.commandline import parse_columns, parse_duration, parse_time
 from training.errors import TrainingError
 from training.fit import Recipe
 from training.folds import Plan, System
@@ -47,8 +48,8 @@ def run(pipeline: Pipeline, data: Path | None, folds: int, known_ms: int, option
     plan = Plan(
         folds=folds, known_ms=known_ms, first_test_ms=_day(options.first_test),
         train_ms=None if options.train_days is None else round(options.train_days * DAY_MS),
-        gap_ms=_duration("--gap", options.gap), validation_ms=_duration("--validation", options.validation),
-        holdout_ms=_duration("--holdout", options.holdout), max_legit=options.max_legit, refit=options.refit,
+        gap_ms=parse_duration("--gap", options.gap), validation_ms=parse_duration("--validation", options.validation),
+        holdout_ms=parse_duration("--holdout", options.holdout), max_legit=options.max_legit, refit=options.refit,
         seed=options.seed,
     )  # fmt: skip
     began = time.monotonic()
@@ -84,14 +85,10 @@ def show(facts: dict[str, Any], console: Console) -> None:
 
 
 def _mapped(pipeline: Pipeline, data: Path, options: ProtocolOptions) -> Mapped:
-    pairs = [text.partition("=")[::2] for text in options.columns or []]
-    for column, name in pairs:
-        if not column or not name:
-            raise TrainingError(f"--columns {column}: expected FILE_COLUMN=FIELD")
     return Mapped(
         read_file(data), pipeline, labels=options.labels or pipeline.labels.verdict,
-        label_delay_ms=_duration("--label-delay", options.label_delay or pipeline.labels.maturity),
-        label_time=options.label_time, columns=dict(pairs),
+        label_delay_ms=parse_duration("--label-delay", options.label_delay or pipeline.labels.maturity),
+        label_time=options.label_time, columns=parse_columns(options.columns or []),
     )  # fmt: skip
 
 
@@ -103,7 +100,9 @@ def _systems(history: History, options: ProtocolOptions, report: Report) -> tupl
     )  # fmt: skip
     names = options.architecture or [pipeline.detector.architecture]
     systems: list[System] = [
-        Neural(pipeline, name, recipe, refit=options.refit, out=options.out, report=report)
+        Neural(
+            pipeline, name, recipe, refit=options.refit, out=options.out, checkpoint=options.checkpoint, report=report
+        )
         for name in dict.fromkeys(names)
     ]
     if not options.baselines:
@@ -119,14 +118,4 @@ def _cells(metrics: dict[str, Any]) -> list[str]:
 
 
 def _day(text: str | None) -> int | None:
-    try:
-        return None if text is None else from_iso(text)
-    except ValueError as error:
-        raise TrainingError(f"--first-test {text}: expected a day such as 2026-03-01") from error
-
-
-def _duration(option: str, text: str) -> int:
-    try:
-        return duration_ms(text)
-    except ValueError as error:
-        raise TrainingError(f"{option} {text}: expected a duration such as 30s, 10m or 7d") from error
+    return None if text is None else parse_time("--first-test", text)

@@ -114,3 +114,10 @@ def test_the_top_percentile_is_compared_with_its_fraud_rate() -> None:
     fraud[199] = True
     assert top_percentile(fraud, probability) == (pytest.approx(0.85), 0.5)
     assert math.isnan(top_percentile(fraud[:0], probability[:0])[0])
+
+
+def test_scores_say_who_is_first_within_a_step_of_a_curve() -> None:
+    """All have the same probability; the two with the highest scores are frauds, the two first events are not."""
+    score = np.linspace(0.1, 0.9, 200)
+    assert top_percentile(score > 0.89, np.full(200, 0.5), score) == (0.5, 1.0)
+    assert top_percentile(score > 0.89, np.full(200, 0.5)) == (0.5, 0.0)

@@ -219,6 +219,32 @@ def test_every_system_is_measured_on_every_fold(history: History, tmp_path: Path
         run_protocol(history, systems, PLAN, out=tmp_path / "out")
 
 
+def test_a_killed_evaluation_goes_on_past_what_was_trained(history: History, folds: list[Fold], tmp_path: Path) -> None:
+    """With a folder for checkpoints a fold that was trained to its end is not trained again, and scores the same; one
+    that was killed after the first epoch of its refit goes on from there."""
+    recipe, told = Recipe(epochs=2, batch=256, max_legit=3000, threads=1), []
+
+    def run(folder: Path, stop: str | None = None) -> np.ndarray:
+        def report(stage: str, done: int, *_: object) -> None:
+            told.append((stage, done))
+            if stage == stop:
+                raise KeyboardInterrupt
+
+        told.clear()
+        return Neural(history.pipeline, "gru", recipe, checkpoint=folder, report=report)(folds[0]).score_N
+
+    whole = run(tmp_path / "whole")
+    trained = [("gru, fold 1", 1), ("gru, fold 1", 2), ("gru, fold 1, again", 1), ("gru, fold 1, again", 2)]
+    assert told == trained
+    np.testing.assert_array_equal(run(tmp_path / "whole"), whole)
+    assert told == []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", stop="gru, fold 1, again")
+    assert told == trained[:3]
+    np.testing.assert_array_equal(run(tmp_path / "killed"), whole)
+    assert told == trained[3:]
+
+
 def test_a_perfect_system_is_told_so(history: History) -> None:
     """The metrics are those of the test week's truth, without customers known as defrauded."""
 
