@@ -119,7 +119,7 @@ def finetune(
     augment: Annotated[bool, Parameter(help="Drop events, stretch gaps while training.", negative=())] = False,
     refit: Annotated[bool, Parameter(help="Then train again on all days before the holdout.", negative=())] = False,
     checkpoint: Annotated[Path | None, Parameter(help="Folder from which a killed training goes on.")] = None,
-    pretrained: Annotated[Path | None, Parameter(help="Start from this trunk, as `pretrain` made it.")] = None,
+    pretrained: Annotated[Path | None, Parameter(help="Start from this, as `pretrain` made it.")] = None,
     trunk_rate: Annotated[float, Parameter(help="Times the learning rate for the trunk.")] = 1.0,
     seed: int = 0,
     threads: int = 2,

@@ -43,8 +43,8 @@ from training.metrics import (
     roc_auc,
     top_percentile,
 )
+from training.pretrained import load_pretrained
 from training.replay import History, load_history
-from training.trunks import load_trunk
 
 __all__ = ["Start", "finetune", "finetune_history", "new_detector", "split_history", "write_trained"]
 
@@ -57,14 +57,14 @@ Report = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What training starts from instead of random weights: a bundle, or a pre-trained trunk; folders, at most one."""
+    """What training starts from instead of random weights: the folder of a bundle or of a pre-trained detector."""
 
     bundle: Path | None = None
-    trunk: Path | None = None
+    pretrained: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.bundle is not None and self.trunk is not None:
-            raise TrainingError(f"{self.bundle} and {self.trunk}: expected one to start from, not both")
+        if self.bundle is not None and self.pretrained is not None:
+            raise TrainingError(f"{self.bundle} and {self.pretrained}: expected one to start from, not both")
 
 
 def finetune(
@@ -186,8 +186,8 @@ def new_detector(
 ) -> tuple[Detector, dict[str, str | None]]:
     """The detector to train, and the versions of what it starts from.
 
-    Another bundle's as it is; or a new one, scaled on these windows, whose logit begins at the prior, and whose trunk
-    (with the scaling of the events) may be pre-trained.
+    Another bundle's as it is; or a new one, scaled on these windows, whose logit begins at the prior, and which
+    may be pre-trained but for what reads verdicts.
     """
     start = start or Start()
     if start.bundle is not None:
@@ -200,7 +200,7 @@ def new_detector(
     prior = min(max(train.prior, 1e-6), 0.5)
     with torch.no_grad():
         cast(nn.Linear, detector.head[-1]).bias.fill_(math.log(prior / (1.0 - prior)))
-    version = None if start.trunk is None else load_trunk(start.trunk, pipeline, detector)
+    version = None if start.pretrained is None else load_pretrained(start.pretrained, pipeline, detector)
     return detector, {"started_from": None, "pretrained": version}
 
 

@@ -37,7 +37,7 @@ from training.dataset import Part
 from training.errors import TrainingError
 from training.loop import Loop
 from training.metrics import average_precision
-from training.trunks import in_trunk
+from training.pretrained import in_trunk
 
 __all__ = ["Fitted", "Recipe", "fit", "refit", "score"]
 

@@ -1,9 +1,9 @@
 """How many labels a detector needs: average precision with a small share of the training labels, up to all of them,
-from random weights and from a pre-trained trunk, on one split.
+from random weights and from pre-trained ones, on one split.
 
 An event that is not drawn is not trained on, whichever kind it is; a larger sample holds the smaller ones. Validation
 and holdout keep all of their labels: the curve is about what is learnt from, not about what is measured with. A
-pre-trained trunk has seen the events before validation begins, and no label.
+pre-trained detector has seen the events before validation begins, and no label.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from models.clock import to_iso
 from training.dataset import Dataset, Part, Split, build_dataset
 from training.errors import TrainingError
 from training.finetune import Start, new_detector
 from training.fit import Recipe, fit, score
 from training.metrics import average_precision
 from training.pretrain import PretrainRecipe, pretrain_history
+from training.pretrained import pretrained_end
 from training.replay import History
 
 __all__ = ["SHARES", "label_sample", "labels_curve"]
@@ -31,7 +33,7 @@ Report = Callable[[str, int, int, str], None]  # as in `training.finetune`
 SHARES = (0.01, 0.05, 0.2, 1.0)
 MIN_STEPS = 200  # of a training: few labels get smaller batches, then more epochs, not less training
 MIN_BATCH, MOST_EPOCHS = 32, 4  # the second: times as many
-RESULTS, TRUNK = "labels-curve.json", "trunk"
+RESULTS, PRETRAINED = "labels-curve.json", "pretrained"
 
 
 def labels_curve(
@@ -41,32 +43,38 @@ def labels_curve(
     *,
     recipe: Recipe,
     pretrain: PretrainRecipe | None = None,
-    trunk: Path | None = None,
+    pretrained: Path | None = None,
     shares: tuple[float, ...] = SHARES,
     repeats: int = 1,
     report: Report | None = None,
 ) -> list[dict[str, Any]]:
     """Train with each share of the labels, from both starts, and write the results to `out`/labels-curve.json.
 
-    trunk: a pre-trained one, whose events should end before validation; None pre-trains one into `out`/trunk. repeats:
-    seeds, of the sample and the weights alike, whose average precisions are averaged. Returns one entry a share: labels
-    and frauds (of the first seed), `scratch`, `pretrained` and `gain` (of the means), and each seed's values. Raises
-    TrainingError for shares outside (0, 1], HistoryError and PretrainedError.
+    pretrained: a pre-trained detector; None pre-trains one into `out`/pretrained, as `pretrain` says. repeats: seeds,
+    of the sample and the weights alike, whose average precisions are averaged. Returns one entry a share: labels and
+    frauds (of the first seed), `scratch`, `pretrained` and `gain` (of the means), and each seed's values. Raises
+    TrainingError for shares outside (0, 1] and for a pre-trained detector that knows events from validation on,
+    HistoryError and PretrainedError.
     """
     if not shares or not all(0 < share <= 1 for share in shares) or repeats < 1:
         raise TrainingError(f"shares = {shares}, repeats = {repeats}: expected shares above 0, up to 1, and a repeat")
     tell = report or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
-    if trunk is None:
-        trunk = out / TRUNK
-        pretrain_history(history, split.validation_start_ms, trunk, recipe=pretrain or PretrainRecipe(), report=report)
+    if pretrained is None:
+        pretrained, how = out / PRETRAINED, pretrain or PretrainRecipe()
+        pretrain_history(history, split.validation_start_ms, pretrained, recipe=how, report=report)
+    elif (end_ms := pretrained_end(pretrained)) > split.validation_start_ms:
+        raise TrainingError(
+            f"{pretrained} has learnt from events up to {to_iso(end_ms)}: expected none from "
+            f"{to_iso(split.validation_start_ms)} on, where validation begins"
+        )
     dataset = build_dataset(
         history, split, max_legit=recipe.max_legit, seed=recipe.seed,
         report=lambda done, total: tell("replay for training", done, total, ""),
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for share in shares:
-        rows.append(_row(history, dataset, share, recipe, trunk, repeats))
+        rows.append(_row(history, dataset, share, recipe, pretrained, repeats))
         row = rows[-1]
         tell("shares", len(rows), len(shares), f"{share:g}: {row['scratch']:.4f}, pre-trained {row['pretrained']:.4f}")
         facts = {"split": split.describe(), "recipe": recipe, "repeats": repeats, "curve": rows}
@@ -81,14 +89,14 @@ def label_sample(part: Part, share: float, seed: int) -> Part:
     return part.take(np.random.default_rng(seed).random(len(part)) < share)
 
 
-def _row(history: History, dataset: Dataset, share: float, recipe: Recipe, trunk: Path, repeats: int) -> dict[str, Any]:
+def _row(history: History, dataset: Dataset, share: float, recipe: Recipe, start: Path, repeats: int) -> dict[str, Any]:
     values: dict[str, list[float]] = {"scratch": [], "pretrained": []}
     for seed in range(recipe.seed, recipe.seed + repeats):
         train = label_sample(dataset.train, share, seed)
         if not train.fraud_N.any():
             raise TrainingError(f"share {share:g} of the labels, seed {seed}: no fraud among {len(train)} events")
-        for name, start in (("scratch", Start()), ("pretrained", Start(trunk=trunk))):
-            detector, _ = new_detector(history.pipeline, train, seed, start)
+        for name, begin in (("scratch", Start()), ("pretrained", Start(pretrained=start))):
+            detector, _ = new_detector(history.pipeline, train, seed, begin)
             fit(detector, train, dataset.validation, _recipe(recipe, len(train), seed))
             values[name].append(
                 average_precision(dataset.holdout.fraud_N, score(detector, dataset.holdout.encoded))

@@ -25,7 +25,7 @@ __all__ = ["labels_curve", "pretrain"]
 
 def pretrain(
     *,
-    out: Annotated[Path, Parameter(help="A new folder for the trunk.")],
+    out: Annotated[Path, Parameter(help="A new folder for what was learnt.")],
     pipeline: PipelineOption = None,
     history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
     end: Annotated[str | None, Parameter(help="Only events before this ISO-8601 time; else all.")] = None,
@@ -33,7 +33,7 @@ def pretrain(
     batch: int = 256,
     learning_rate: Annotated[float, Parameter(help="Peak.")] = 3e-3,
     hide: Annotated[float, Parameter(help="Share of the fields that are hidden and restored.")] = 0.15,
-    max_windows: Annotated[int, Parameter(help="Windows kept, about: a seeded share of all.")] = 60_000,
+    max_windows: Annotated[int, Parameter(help="Windows of real events, about; as many of exchanged ones.")] = 100_000,
     seed: int = 0,
     threads: int = 2,
     settings: SettingsOption = None,
@@ -52,17 +52,17 @@ def pretrain(
     end_ms = None if end is None else parse_time("--end", end)
     with Bars() as bars:
         facts = run(spec, history, out, end_ms=end_ms, recipe=recipe, report=bars)
-    show({"trunk": str(out), **facts}, as_json)
+    show({"pretrained": str(out), **facts}, as_json)
 
 
 def labels_curve(
     *,
-    out: Annotated[Path, Parameter(help="Folder for labels-curve.json and the trunk.")],
+    out: Annotated[Path, Parameter(help="Folder for labels-curve.json and what was pre-trained.")],
     pipeline: PipelineOption = None,
     history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
     shares: Annotated[str, Parameter(help="Of the training labels, comma-separated.")] = "0.01,0.05,0.2,1",
     repeats: Annotated[int, Parameter(help="Seeds that are averaged.")] = 1,
-    pretrained: Annotated[Path | None, Parameter(help="A trunk; else one is pre-trained.")] = None,
+    pretrained: Annotated[Path | None, Parameter(help="As `pretrain` made it; else it is pre-trained.")] = None,
     pretrain_epochs: int = 4,
     end: Annotated[str | None, Parameter(help="As of this ISO-8601 time; else the history's end.")] = None,
     days: Annotated[float | None, Parameter(help="Days to train on; else all.")] = None,
@@ -102,7 +102,7 @@ def labels_curve(
     )  # fmt: skip
     with Bars() as bars:
         rows = run(
-            past, split, out, recipe=recipe, shares=wanted, repeats=repeats, trunk=pretrained,
+            past, split, out, recipe=recipe, shares=wanted, repeats=repeats, pretrained=pretrained,
             pretrain=PretrainRecipe(epochs=pretrain_epochs, seed=seed, threads=threads), report=bars,
         )  # fmt: skip
     if as_json:

@@ -1,14 +1,14 @@
 """Pre-training: what events are like, learnt from all of them, before anybody says which were fraud.
 
-Two tasks at once, on windows with some fields hidden at random:
+Three tasks at once:
 
-    forecast   from the trunk's state after an event, the next event: numbers by a Laplace likelihood, codes by
-               cross-entropy
-    restore    from the state at an event, those of its fields that were hidden, likewise
+    forecast    from the trunk's state after an event, the next event: numbers by a Laplace likelihood, codes by
+                cross-entropy; some fields of the window are hidden at random
+    restore     from the state at an event, those of its fields that were hidden, likewise
+    tell apart  by the whole detector, real events from those whose values are another entity's (`training.exchange`)
 
-The heads of the tasks are thrown away; the trunk, the table of the codes and the scaling of the events' numbers are
-kept (`training.trunks`). No label is read: only events come from the history, and of their windows only the events,
-since a window's context and verdicts know of labels.
+The heads of the first two are thrown away; all of the detector is kept but what reads verdicts (`training.pretrained`).
+No label is read: only events come from the history, and the replay knows of no label.
 
 Dimension letters: B windows, L events, F numbers, K codes, H states; N places of windows.
 """
@@ -23,23 +23,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from models.clock import to_iso
 from models.detectors import Detector, build_detector
 from models.detectors.base import tensors
-from models.events import EventBatch
 from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
 from training.archive import Archive
 from training.dataset import sampled
 from training.errors import PretrainedError, TrainingError
+from training.exchange import windows_of_exchanged
 from training.loop import Loop
-from training.replay import History, load_history, replay
-from training.trunks import is_free, write_trunk
+from training.pretrained import is_free, write_pretrained
+from training.replay import History, chunks, load_history
 
 __all__ = ["PretrainRecipe", "pretrain", "pretrain_history"]
 
@@ -47,6 +46,7 @@ Report = Callable[[str, int, int, str], None]  # as in `training.finetune`
 
 LOG_SPREAD = (-3.0, 3.0)  # of a Laplace likelihood: a column of two values must not be worth infinitely much
 MIN_WINDOWS = 32
+TASKS = ("forecast", "restore", "exchange")
 CHECKED = 0.05  # of the windows, the newest: to see what is learnt, not to train on
 
 
@@ -60,7 +60,7 @@ class PretrainRecipe:
     weight_decay: float = 1e-2
     average: float = 0.995
     hide: float = 0.15  # of the fields, each by itself
-    max_windows: int = 60_000
+    max_windows: int = 100_000  # of real events, and about as many of exchanged ones
     seed: int = 0
     threads: int = 2
 
@@ -81,9 +81,10 @@ def pretrain(
     recipe: PretrainRecipe | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Pre-train on the events below `history_root` with clocks before `end_ms` (None: all) and write a trunk to `out`.
+    """Pre-train on the events below `history_root` with clocks before `end_ms` (None: all); the result goes to `out`.
 
-    Returns what was done, as in trunk.json, and its version. Raises HistoryError, TrainingError and PretrainedError.
+    Returns what was done, as in pretrained.json, and its version. Raises HistoryError, TrainingError,
+    PretrainedError.
     """
     history = load_history(Archive(history_root, pipeline), labels=False)
     last = int(history.event_clock_M.max()) + 1
@@ -98,25 +99,49 @@ def pretrain_history(
     if not is_free(out):
         raise PretrainedError("exists", f"{out} is not empty: expected a new or empty folder")
     began, tell, pipeline = time.monotonic(), report or (lambda *_: None), history.pipeline
-    windows = _windows(history, end_ms, recipe, lambda done, total: tell("replay", done, total, ""))
+    real, changed = _windows(history, end_ms, recipe, lambda done, total: tell("replay", done, total, ""))
     spec = pipeline.detector
     torch.manual_seed(recipe.seed)
     detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
-    detector.fit_scaler(windows)
-    checked = max(1, round(CHECKED * len(windows)))
-    losses = _train(
-        detector, windows.take(slice(0, -checked)), windows.take(slice(-checked, None)), recipe,
-        lambda epoch, note: tell("pre-train", epoch, recipe.epochs, note),
-    )  # fmt: skip
+    detector.fit_scaler(real)
+    train, checked = _Windows.divide(real, changed)
+    losses = _train(detector, train, checked, recipe, lambda epoch, note: tell("pre-train", epoch, recipe.epochs, note))
     facts = {
-        "end": to_iso(end_ms), "windows": len(windows) - checked, **losses, **asdict(recipe),
-        "seconds": round(time.monotonic() - began, 1),
+        "end": to_iso(end_ms), "windows": int((train.changed_N == 0).sum()), "exchanged": int(train.changed_N.sum()),
+        **losses, **asdict(recipe), "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
-    return {"version": write_trunk(out, pipeline, detector, facts), **facts}
+    return {"version": write_pretrained(out, pipeline, detector, facts), **facts}
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """N windows as a detector's arguments; changed_N: float32, 1 where the event was exchanged."""
+
+    inputs: tuple[Tensor, ...]
+    changed_N: Tensor
+
+    @staticmethod
+    def divide(real: Encoded, changed: Encoded) -> tuple[_Windows, _Windows]:
+        """What is trained on, and the newest of both kinds, which are only checked."""
+        kept, newest = zip(*(_cut(windows) for windows in (real, changed)), strict=True)
+        return _Windows.of(*kept), _Windows.of(*newest)
+
+    @staticmethod
+    def of(real: Encoded, changed: Encoded) -> _Windows:
+        changed_N = torch.cat([torch.zeros(len(real)), torch.ones(len(changed))])
+        return _Windows(tensors(Encoded.concatenate([real, changed])), changed_N)
+
+    def take(self, index: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        return tuple(tensor[index] for tensor in self.inputs), self.changed_N[index]
+
+
+def _cut(windows: Encoded) -> tuple[Encoded, Encoded]:
+    checked = max(1, round(CHECKED * len(windows)))
+    return windows.take(slice(0, -checked)), windows.take(slice(-checked, None))
 
 
 class Tasks(nn.Module):
-    """A detector's trunk and the two heads; calling it gives the loss of a batch."""
+    """A detector and the heads of two tasks; calling it gives the losses of a batch."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -128,8 +153,17 @@ class Tasks(nn.Module):
             for _ in range(2)
         )
 
-    def forward(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, hidden_BLX: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss of the forecasts, of what was restored). hidden_BLX: bool, X = F + K fields; True is hidden."""
+    def forward(
+        self, inputs: tuple[Tensor, ...], changed_B: Tensor, hidden_BLX: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of forecasting, restoring, telling apart. inputs: of the detector. changed_B: 1 where the event is
+        an exchanged one. hidden_BLX: bool, X = F + K fields; True is hidden, from the first two tasks."""
+        x_BLF, codes_BLK, mask_BL = inputs[:3]
+        forecast, restored = self._events(x_BLF, codes_BLK, mask_BL, hidden_BLX)
+        logit_B = self.detector(*inputs)
+        return forecast, restored, functional.binary_cross_entropy_with_logits(logit_B, changed_B)
+
+    def _events(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, hidden_BLX: Tensor) -> tuple[Tensor, Tensor]:
         detector, numbers = self.detector, self.numbers
         hidden_BLX = hidden_BLX & mask_BL.unsqueeze(2)
         with torch.no_grad():
@@ -159,66 +193,73 @@ class Tasks(nn.Module):
         return (loss_NX * counts_NX).sum() / counts_NX.sum().clamp(min=1)
 
 
-def _windows(history: History, end_ms: int, recipe: PretrainRecipe, report: Callable[[int, int], None]) -> Encoded:
-    """A seeded share of the windows, in the order of the clock, without anything that labels had a part in."""
+def _windows(
+    history: History, end_ms: int, recipe: PretrainRecipe, report: Callable[[int, int], None]
+) -> tuple[Encoded, Encoded]:
+    """A seeded share of the windows, and about as many of exchanged events, both in the order of the clock."""
     events_M = history.event_clock_M < end_ms
     share = min(1.0, recipe.max_windows / max(int(events_M.sum()), 1))
     unlabelled = History(
         history.pipeline, history.events, history.labels.slice(0, 0), history.event_clock_M,
         history.label_clock_M[:0],
     )  # fmt: skip
-
-    def want(batch: EventBatch) -> NDArray[np.bool_]:
-        return sampled(batch.id_hash_M, share, recipe.seed)
-
-    parts = [chunk.encoded for chunk in replay(unlabelled, want, end_ms, report)]
-    count = sum(map(len, parts))
-    if count < MIN_WINDOWS:
-        raise TrainingError(f"{count} windows before {to_iso(end_ms)}: expected at least {MIN_WINDOWS}")
-    return Encoded.concatenate(parts)
+    random = np.random.default_rng(recipe.seed)
+    real, changed = [], []
+    for chunk in chunks(unlabelled, end_ms, report):
+        windows = windows_of_exchanged(chunk, share, random)
+        if windows is not None:
+            changed.append(windows)
+        step = chunk.store.step(chunk.batch, chunk.clock_M)
+        real.append(step.encoded.take(sampled(chunk.batch.id_hash_M, share, recipe.seed)[step.applied_A]))
+    counts = [sum(map(len, parts)) for parts in (real, changed)]
+    if min(counts) < MIN_WINDOWS:
+        raise TrainingError(
+            f"{counts[0]} windows before {to_iso(end_ms)}, {counts[1]} of exchanged events: expected at least "
+            f"{MIN_WINDOWS} of each, of several entities"
+        )
+    return Encoded.concatenate(real), Encoded.concatenate(changed)
 
 
 def _train(
-    detector: Detector, windows: Encoded, checked: Encoded, recipe: PretrainRecipe, report: Callable[[int, str], None]
+    detector: Detector, windows: _Windows, checked: _Windows, recipe: PretrainRecipe, report: Callable[[int, str], None]
 ) -> dict[str, list[float]]:
     """In place; the losses of every epoch, on the windows and on those that are only checked."""
     model = Tasks(detector)
     # What no task reaches has no gradient, and is left as it is.
     loop = Loop(
-        model, [(list(model.parameters()), recipe.learning_rate)], items=len(windows), batch=recipe.batch,
+        model, [(list(model.parameters()), recipe.learning_rate)], items=len(windows.changed_N), batch=recipe.batch,
         epochs=recipe.epochs, weight_decay=recipe.weight_decay, average=recipe.average, seed=recipe.seed,
         threads=recipe.threads,
     )  # fmt: skip
-    inputs, checks = tensors(windows)[:3], tensors(checked)[:3]
 
     def loss_of(index: Tensor, generator: Generator) -> Tensor:
-        x_BLF, codes_BLK, mask_BL = (tensor[index] for tensor in inputs)
-        forecast, restored = model(x_BLF, codes_BLK, mask_BL, _hidden(model, mask_BL, recipe.hide, generator))
-        return cast(Tensor, forecast + restored)
+        inputs, changed_B = windows.take(index)
+        losses = model(inputs, changed_B, _hidden(model, inputs[2], recipe.hide, generator))
+        return cast(Tensor, sum(losses))
 
-    losses: dict[str, list[float]] = {"loss": [], "forecast_loss": [], "restore_loss": []}
+    found: dict[str, list[float]] = {"loss": [], **{f"{task}_loss": [] for task in TASKS}}
     for epoch in range(1, recipe.epochs + 1):
-        losses["loss"].append(loop.run_epoch(loss_of))
-        forecast, restored = _check(loop.average.model, checks, recipe)
-        losses["forecast_loss"].append(forecast)
-        losses["restore_loss"].append(restored)
-        report(epoch, f"loss {losses['loss'][-1]:.4f}, forecast {forecast:.4f}, restored {restored:.4f} nats a field")
+        found["loss"].append(loop.run_epoch(loss_of))
+        losses = _check(loop.average.model, checked, recipe)
+        for task, loss in losses.items():
+            found[f"{task}_loss"].append(loss)
+        shown = ", ".join(f"{task} {loss:.4f}" for task, loss in losses.items())
+        report(epoch, f"loss {found['loss'][-1]:.4f}, of what is not trained on {shown} nats")
     detector.load_state_dict(loop.average.model.detector.state_dict())
     detector.eval()
-    return losses
+    return found
 
 
 @torch.no_grad()
-def _check(model: Tasks, checks: tuple[Tensor, ...], recipe: PretrainRecipe) -> tuple[float, float]:
+def _check(model: Tasks, checked: _Windows, recipe: PretrainRecipe) -> dict[str, float]:
     """Losses on these windows, with the same fields hidden every time."""
-    generator = Generator().manual_seed(recipe.seed)
-    total = np.zeros(2)
-    for index in torch.split(torch.arange(len(checks[0])), recipe.batch):
-        x_BLF, codes_BLK, mask_BL = (tensor[index] for tensor in checks)
-        both = model(x_BLF, codes_BLK, mask_BL, _hidden(model, mask_BL, recipe.hide, generator))
-        total += np.array([float(loss) for loss in both]) * len(index)
-    forecast, restored = (total / len(checks[0])).tolist()
-    return forecast, restored
+    generator, count = Generator().manual_seed(recipe.seed), len(checked.changed_N)
+    total = np.zeros(len(TASKS))
+    for index in torch.split(torch.arange(count), recipe.batch):
+        inputs, changed_B = checked.take(index)
+        losses = model(inputs, changed_B, _hidden(model, inputs[2], recipe.hide, generator))
+        total += np.array([float(loss) for loss in losses]) * len(index)
+    return dict(zip(TASKS, (total / count).tolist(), strict=True))
 
 
 def _hidden(model: Tasks, mask_BL: Tensor, share: float, generator: Generator) -> Tensor:

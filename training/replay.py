@@ -28,7 +28,7 @@ from models.hashing import hash_ids
 from models.pipeline.spec import Pipeline
 from training.archive import APPEND_TIME, OFFSET, PARTITION, Archive, milliseconds
 
-__all__ = ["History", "Replayed", "load_history", "replay"]
+__all__ = ["Chunk", "History", "Replayed", "chunks", "load_history", "replay"]
 
 CHUNK = 4096  # larger ones gain nothing, smaller ones pay the fixed cost of a step more often
 
@@ -87,13 +87,21 @@ def load_history(archive: Archive, *, labels: bool = True) -> History:
     )  # fmt: skip
 
 
-def replay(
-    history: History, want: Want, until_ms: int | None = None, report: Callable[[int, int], None] | None = None
-) -> Iterator[Replayed]:
-    """Windows of the events for which `want(batch)` is True; chunks without one are passed over.
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive events, and a store with all that came before them, labels included."""
+
+    store: MemoryStore
+    batch: EventBatch
+    clock_M: NDArray[np.int64]
+
+
+def chunks(
+    history: History, until_ms: int | None = None, report: Callable[[int, int], None] | None = None
+) -> Iterator[Chunk]:
+    """All events in the order of the clock. Whoever iterates must `step` the store over each chunk.
 
     until_ms: stop before the first event whose clock has reached it. report(done, total): after every chunk.
-    A repeated event (its id is still in the window of its entity) comes once, as it is applied once.
     """
     store = MemoryStore(history.pipeline)
     events = _Merged(history.events, history.event_clock_M)
@@ -107,14 +115,24 @@ def replay(
             part = labels.rows(start, min(start + CHUNK, known))
             store.learn(_label_batch(history.pipeline, part), labels.clock_M[start : start + part.num_rows])
         learnt = known
-        batch = _event_batch(store.layout, events.rows(first, last))
-        step = store.step(batch, events.clock_M[first:last])
-        wanted = want(batch)[step.applied_A]
-        if wanted.any():
-            yield Replayed(step.encoded.take(wanted), batch.take(step.applied_A[wanted]))
+        yield Chunk(store, _event_batch(store.layout, events.rows(first, last)), events.clock_M[first:last])
         first = last
         if report is not None:
             report(first, end)
+
+
+def replay(
+    history: History, want: Want, until_ms: int | None = None, report: Callable[[int, int], None] | None = None
+) -> Iterator[Replayed]:
+    """Windows of the events for which `want(batch)` is True; chunks without one are passed over. As `chunks` otherwise.
+
+    A repeated event (its id is still in the window of its entity) comes once, as it is applied once.
+    """
+    for chunk in chunks(history, until_ms, report):
+        step = chunk.store.step(chunk.batch, chunk.clock_M)
+        wanted = want(chunk.batch)[step.applied_A]
+        if wanted.any():
+            yield Replayed(step.encoded.take(wanted), chunk.batch.take(step.applied_A[wanted]))
 
 
 class _Merged:

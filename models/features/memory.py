@@ -58,21 +58,19 @@ class MemoryStore:
 
     def step(self, batch: EventBatch, clock_M: NDArray[np.int64]) -> Step:
         """Apply a batch and keep its states and increments. See `models.features.step.step`."""
-        rows_N, owner_M = np.unique(self._states.of(batch.entity), return_inverse=True)
-        rings, ring_owner, ring_rows = {}, {}, {}
-        for name, rows in self._profiles.items():
-            known = self._rows_of_keys(name, batch.profile_keys[name])
-            used, inverse = np.unique(known[known >= 0], return_inverse=True)
-            ring_owner[name] = np.full(len(batch), -1, dtype=np.int64)
-            ring_owner[name][known >= 0] = inverse
-            ring_rows[name], rings[name] = used, rows.take(used)
-        loaded = Loaded(self._states.take(rows_N), owner_M.ravel(), rings, ring_owner)
+        loaded, rows_N, ring_rows = self._loaded(batch)
         result = step(self.layout, batch, clock_M, loaded)
         self._states.put(rows_N, result.states_N)
-        for name, added in increments_of(self.layout, batch, clock_M, ring_owner, result.applied_A).items():
-            accumulate(self.layout.pipeline.profiles[name], rings[name], added)
-            self._profiles[name].put(ring_rows[name], rings[name])
+        added_to = increments_of(self.layout, batch, clock_M, loaded.ring_owner, result.applied_A)
+        for name, added in added_to.items():
+            accumulate(self.layout.pipeline.profiles[name], loaded.rings[name], added)
+            self._profiles[name].put(ring_rows[name], loaded.rings[name])
         return result
+
+    def what_if(self, batch: EventBatch, clock_M: NDArray[np.int64]) -> Step:
+        """What `step` would give; nothing is kept."""
+        loaded, _, _ = self._loaded(batch)
+        return step(self.layout, batch, clock_M, loaded)
 
     def learn(self, labels: LabelBatch, clock_M: NDArray[np.int64]) -> None:
         """Apply labels to the shared profiles. clock_M: as in `step`, of the labels' arrival times."""
@@ -93,6 +91,18 @@ class MemoryStore:
         if row is None:
             return self.layout.empty_profiles(self.layout.pipeline.profiles[name], 1)
         return self._profiles[name].array[row : row + 1].copy()
+
+    def _loaded(self, batch: EventBatch) -> tuple[Loaded, NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+        """Copies of what the batch needs, and the rows that they are of: of states, and of each profile's rings."""
+        rows_N, owner_M = np.unique(self._states.of(batch.entity), return_inverse=True)
+        rings, ring_owner, ring_rows = {}, {}, {}
+        for name, rows in self._profiles.items():
+            known = self._rows_of_keys(name, batch.profile_keys[name])
+            used, inverse = np.unique(known[known >= 0], return_inverse=True)
+            ring_owner[name] = np.full(len(batch), -1, dtype=np.int64)
+            ring_owner[name][known >= 0] = inverse
+            ring_rows[name], rings[name] = used, rows.take(used)
+        return Loaded(self._states.take(rows_N), owner_M.ravel(), rings, ring_owner), rows_N, ring_rows
 
     def _rows_of_keys(self, name: str, keys: list[str | None]) -> NDArray[np.int64]:
         rows = np.full(len(keys), -1, dtype=np.int64)

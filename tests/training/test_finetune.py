@@ -238,9 +238,9 @@ def test_a_larger_sample_of_labels_holds_the_smaller(history: History) -> None:
 
 
 def test_one_start_at_most(tmp_path: Path) -> None:
-    """A bundle and a trunk together are a contradiction."""
+    """A bundle and a pre-trained detector together are a contradiction."""
     with pytest.raises(TrainingError, match="not both"):
-        Start(bundle=tmp_path, trunk=tmp_path)
+        Start(bundle=tmp_path, pretrained=tmp_path)
 
 
 def test_commands_from_file_to_champion(run: Run, history_root: Path, tmp_path: Path) -> None:

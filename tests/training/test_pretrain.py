@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,9 +25,9 @@ from training.archive import Archive
 from training.errors import PretrainedError, TrainingError
 from training.history import import_file
 from training.pretrain import PretrainRecipe, Tasks, pretrain, pretrain_history
+from training.pretrained import is_pretrained, load_pretrained
 from training.replay import load_history
 from training.tables import Mapped, read_file
-from training.trunks import in_trunk, load_trunk
 
 RECIPE = PretrainRecipe(epochs=2, batch=64, max_windows=1500, threads=1)
 WEIGHTS = "weights.safetensors"
@@ -48,7 +49,7 @@ def history_root(tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline) -
 
 @pytest.fixture(scope="module")
 def trunk(history_root: Path, pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trunks") / "first"
+    out = tmp_path_factory.mktemp("pretrained") / "first"
     pretrain(pipeline, history_root, out, recipe=RECIPE)
     return out
 
@@ -60,11 +61,14 @@ def fresh(pipeline: Pipeline, hidden: int | None = None) -> Detector:
 
 
 def test_it_learns_what_events_are_like(history_root: Path, pipeline: Pipeline, tmp_path: Path) -> None:
-    """Both losses, on the newest windows, which are not trained on, fall from epoch to epoch."""
+    """The losses, on the newest windows, which are not trained on, fall from epoch to epoch; exchanged events are told
+    from real ones better than by chance."""
     facts = pretrain(pipeline, history_root, tmp_path / "trunk", recipe=replace(RECIPE, epochs=3))
-    for name in ("forecast_loss", "restore_loss"):
+    for name in ("forecast_loss", "restore_loss", "exchange_loss"):
         assert facts[name][2] < facts[name][0] - 0.02
+    assert facts["exchange_loss"][2] < math.log(2) - 0.1
     assert 1200 < facts["windows"] < 1700
+    assert 1000 < facts["exchanged"] < 1700
 
 
 def test_no_verdict_is_read(history_root: Path, trunk: Path, pipeline: Pipeline, tmp_path: Path) -> None:
@@ -93,14 +97,22 @@ def test_nothing_from_the_cut_on_is_read(history_root: Path, pipeline: Pipeline,
     assert (tmp_path / "all" / WEIGHTS).read_bytes() == (tmp_path / "known" / WEIGHTS).read_bytes()
 
 
-def test_a_trunk_replaces_what_reads_the_events_and_nothing_else(trunk: Path, pipeline: Pipeline) -> None:
-    """Trunk, table and scaling of the events come from the folder; head, context and verdicts stay."""
+def test_all_but_what_reads_verdicts_is_replaced(trunk: Path, pipeline: Pipeline) -> None:
+    """The prior stays as well, and the scaling of what only labels move, which nothing moved in pre-training."""
     detector = fresh(pipeline)
+    for name in ("context_mean_C", "context_std_C"):
+        getattr(detector, name).fill_(7.0)
     before = detector.weights()
-    version = load_trunk(trunk, pipeline, detector)
+    version = load_pretrained(trunk, pipeline, detector)
     assert len(version) == 16
-    changed = {name for name, array in detector.weights().items() if not np.array_equal(array, before[name])}
-    assert changed == {name for name in before if in_trunk(name)} | {"x_mean_F", "x_std_F"}
+    after = detector.weights()
+    same = {name for name, array in after.items() if np.array_equal(array, before[name])}
+    assert same == {name for name in before if not is_pretrained(name)} | {"head.5.bias"}
+    kept_C = after["context_std_C"] == 7.0
+    np.testing.assert_array_equal(after["context_mean_C"] == 7.0, kept_C)
+    names = set(np.array(detector.inputs.context)[kept_C])
+    assert {"merchant.fraud_rate.7d", "merchant.frauds.7d"} & names
+    assert not {name for name in names if "amount" in name or "count" in name}
 
 
 Harm = Callable[[Path], None]
@@ -125,7 +137,7 @@ def test_a_damaged_trunk_is_refused(trunk: Path, pipeline: Pipeline, tmp_path: P
     shutil.copytree(trunk, tmp_path / "trunk")
     harm(tmp_path / "trunk")
     with pytest.raises(PretrainedError) as caught:
-        load_trunk(tmp_path / "trunk", pipeline, fresh(pipeline))
+        load_pretrained(tmp_path / "trunk", pipeline, fresh(pipeline))
     assert caught.value.reason == reason
 
 
@@ -136,7 +148,7 @@ def test_a_trunk_of_another_pipeline_or_detector_is_refused(
     other = load_pipeline(pipeline_file)
     for wanted, detector, reason in ((other, fresh(other), "digest"), (pipeline, fresh(pipeline, 16), "weights")):
         with pytest.raises(PretrainedError) as caught:
-            load_trunk(trunk, wanted, detector)
+            load_pretrained(trunk, wanted, detector)
         assert caught.value.reason == reason
     with pytest.raises(PretrainedError, match="not empty"):
         pretrain(pipeline, history_root, trunk, recipe=RECIPE)
@@ -146,30 +158,32 @@ def test_a_trunk_of_another_pipeline_or_detector_is_refused(
 def test_a_forecast_does_not_see_what_it_forecasts(architecture: str) -> None:
     """Changing the last event changes no forecast, only what it is compared with; masked places change nothing."""
     model = Tasks(new_detector(part(100), architecture=architecture)).eval()
-    x, codes, mask = tensors(windows(8))[:3]
+    x, codes, mask, *rest = tensors(windows(8))
+    real = torch.zeros(8)
     nothing = torch.zeros((*mask.shape, len(INPUTS.x) + len(INPUTS.codes)), dtype=torch.bool)
     seen = []
     model.forecast.register_forward_hook(lambda *facts: seen.append(facts[2]))
     with torch.no_grad():
-        model(x, codes, mask, nothing)
+        model((x, codes, mask, *rest), real, nothing)
         changed_x, changed_codes = x.clone(), codes.clone()
         changed_x[:, -1] += 3.0
         changed_codes[:, -1] = 1
         changed_x[~mask] = 7.0
-        model(changed_x, changed_codes, mask, nothing)
+        model((changed_x, changed_codes, mask, *rest), real, nothing)
     torch.testing.assert_close(seen[0], seen[1])
 
 
 def test_hidden_fields_are_hidden() -> None:
     """With every field hidden the states know only how many events there were; the loss is of what was hidden."""
     model = Tasks(new_detector(part(100))).eval()
-    x, codes, mask = tensors(windows(8))[:3]
+    x, codes, mask, *rest = tensors(windows(8))
+    real = torch.zeros(8)
     every = torch.ones((*mask.shape, len(INPUTS.x) + len(INPUTS.codes)), dtype=torch.bool)
     seen = []
     model.restore.register_forward_hook(lambda *facts: seen.append(facts[2]))
     with torch.no_grad():
-        model(x, codes, mask, every)
-        model(x + 2.0, (codes + 1) % 3, mask, every)
+        model((x, codes, mask, *rest), real, every)
+        model((x + 2.0, (codes + 1) % 3, mask, *rest), real, every)
     torch.testing.assert_close(seen[0], seen[1])
 
 

@@ -1,10 +1,10 @@
-"""A pre-trained trunk as a folder that is checked before it is used: weights and scaling of what reads the events.
+"""A pre-trained detector as a folder that is checked before it is used: all its weights but those that read verdicts.
 
-    trunk.json            for which pipeline and detector, and how it was made
-    weights.safetensors   the trunk, the table of the codes, mean and standard deviation of the events' numbers
+    pretrained.json       for which pipeline and detector, and how it was made
+    weights.safetensors   trunk, table of the codes, head, scaling of numbers and context
     MANIFEST.json         SHA-256 of both; written last
 
-It is no bundle: it judges nothing, and knows nothing of verdicts.
+It is no bundle: it has judged exchanged events, not frauds, and knows nothing of verdicts.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 
+from models.clock import from_iso
 from models.detectors import Detector
 from models.pipeline.load import digest
 from models.pipeline.spec import Pipeline
 from training.errors import PretrainedError
 
-__all__ = ["in_trunk", "is_free", "load_trunk", "write_trunk"]
+__all__ = ["in_trunk", "is_free", "is_pretrained", "load_pretrained", "pretrained_end", "write_pretrained"]
 
-FORMAT = 1
-INFO, WEIGHTS, MANIFEST = "trunk.json", "weights.safetensors", "MANIFEST.json"
-SCALER = ("x_mean_F", "x_std_F")
+FORMAT = 2
+INFO, WEIGHTS, MANIFEST = "pretrained.json", "weights.safetensors", "MANIFEST.json"
+SCALERS = {"x_std_F": "x_mean_F", "context_std_C": "context_mean_C"}
+OWN = ("verdict_trunks.", "verdict_mean_JG", "verdict_std_JG")  # of what is not pre-trained
+LAST_BIAS = "head.5.bias"
+UNSCALED = 1.0  # the standard deviation of a column that did not vary, as `Detector.fit_scaler` sets it
 
 
 class _Info(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,19 +52,24 @@ def in_trunk(name: str) -> bool:
     return name.startswith(("trunk.", "table."))
 
 
+def is_pretrained(name: str) -> bool:
+    """Whether a weight of this name comes from pre-training."""
+    return not name.startswith(OWN)
+
+
 def is_free(folder: Path) -> bool:
-    """Whether `write_trunk` would take this folder."""
+    """Whether `write_pretrained` would take this folder."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def write_trunk(folder: Path, pipeline: Pipeline, detector: Detector, training: dict[str, Any]) -> str:
-    """Write the detector's trunk into a new or empty folder; its version, which is the digest of its weights.
+def write_pretrained(folder: Path, pipeline: Pipeline, detector: Detector, training: dict[str, Any]) -> str:
+    """Write a detector without what reads verdicts into a new or empty folder; its version, a digest of the weights.
 
     training: JSON values, on what and how. Raises PretrainedError, reason `exists` or `weights` (not finite).
     """
     if not is_free(folder):
         raise PretrainedError("exists", f"{folder} is not empty: expected a new or empty folder")
-    arrays = {name: array for name, array in detector.weights().items() if in_trunk(name) or name in SCALER}
+    arrays = {name: array for name, array in detector.weights().items() if is_pretrained(name)}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise PretrainedError("weights", f"{name} has a value that is not finite: expected finite float32")
@@ -82,21 +91,27 @@ def write_trunk(folder: Path, pipeline: Pipeline, detector: Detector, training: 
     return sums[WEIGHTS][:16]
 
 
+def pretrained_end(folder: Path) -> int:
+    """Up to when a folder has learnt from events, epoch ms. Raises as `load_pretrained`."""
+    return from_iso(_info(folder, _verified(folder)).training["end"])
+
+
 @torch.no_grad()
-def load_trunk(folder: Path, pipeline: Pipeline, detector: Detector) -> str:
-    """Put the trunk into a detector, whose other weights stay; its version.
+def load_pretrained(folder: Path, pipeline: Pipeline, detector: Detector) -> str:
+    """Put the pre-trained weights into a detector that is scaled; its version.
+
+    The detector keeps what reads verdicts, its last bias (the prior of fraud), and the scaling of columns that did not
+    vary in pre-training, such as counts of labels.
 
     Raises PretrainedError with reason `missing` (a file), `checksum`, `format` (unreadable, or of another version),
     `digest` (made for another pipeline or other features) or `weights` (another detector, or not finite).
     """
     files = _verified(folder)
+    info = _info(folder, files)
     try:
-        info = msgspec.json.decode(files[INFO], type=_Info)
         arrays = safetensors.numpy.load(files[WEIGHTS])
-    except (msgspec.MsgspecError, SafetensorError) as error:
+    except SafetensorError as error:
         raise PretrainedError("format", f"{folder}: {error}") from error
-    if info.format != FORMAT:
-        raise PretrainedError("format", f"{folder} has format {info.format}: expected {FORMAT}")
     if (info.pipeline, info.digest) != (pipeline.name, digest(pipeline)):
         raise PretrainedError(
             "digest", f"{folder} was made for pipeline {info.pipeline} with digest {info.digest}: "
@@ -106,13 +121,29 @@ def load_trunk(folder: Path, pipeline: Pipeline, detector: Detector) -> str:
     if found != (detector.architecture, detector.hidden, detector.embedding):
         expected = (detector.architecture, detector.hidden, detector.embedding)
         raise PretrainedError("weights", f"{folder} is of a detector {found}: expected {expected}")
-    own = {name: tensor for name, tensor in detector.state_dict().items() if in_trunk(name) or name in SCALER}
+    own = {name: tensor for name, tensor in detector.state_dict().items() if is_pretrained(name)}
     for name in sorted(own.keys() | arrays.keys()):
         shape, wanted = arrays[name].shape if name in arrays else None, own[name].shape if name in own else None
         if shape != wanted or not np.isfinite(arrays[name]).all():
             raise PretrainedError("weights", f"{name} is {shape}, or not finite: expected finite {wanted}")
-        own[name].copy_(torch.from_numpy(arrays[name].copy()))
+    for std, mean in SCALERS.items():
+        constant = arrays[std] == UNSCALED
+        for name in (std, mean):
+            arrays[name] = np.where(constant, own[name].numpy(), arrays[name])
+    arrays[LAST_BIAS] = own[LAST_BIAS].numpy()
+    for name, tensor in own.items():
+        tensor.copy_(torch.from_numpy(arrays[name].copy()))
     return hashlib.sha256(files[WEIGHTS]).hexdigest()[:16]
+
+
+def _info(folder: Path, files: dict[str, bytes]) -> _Info:
+    try:
+        info = msgspec.json.decode(files[INFO], type=_Info)
+    except msgspec.MsgspecError as error:
+        raise PretrainedError("format", f"{folder}: {error}") from error
+    if info.format != FORMAT:
+        raise PretrainedError("format", f"{folder} has format {info.format}: expected {FORMAT}")
+    return info
 
 
 def _verified(folder: Path) -> dict[str, bytes]:
@@ -121,7 +152,9 @@ def _verified(folder: Path) -> dict[str, bytes]:
         manifest = (folder / MANIFEST).read_bytes()
         files = {name: (folder / name).read_bytes() for name in (INFO, WEIGHTS)}
     except OSError as error:
-        raise PretrainedError("missing", f"{error.filename}: {error.strerror}: expected a file of a trunk") from error
+        raise PretrainedError(
+            "missing", f"{error.filename}: {error.strerror}: expected a file of a pre-trained detector"
+        ) from error
     try:
         sums = msgspec.json.decode(manifest, type=dict[str, dict[str, str]])["sha256"]
     except (msgspec.MsgspecError, KeyError) as error:
