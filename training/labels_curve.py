@@ -31,8 +31,8 @@ __all__ = ["SHARES", "label_sample", "labels_curve"]
 Report = Callable[[str, int, int, str], None]  # as in `training.finetune`
 
 SHARES = (0.01, 0.05, 0.2, 1.0)
-MIN_STEPS = 200  # of a training: few labels get smaller batches, then more epochs, not less training
-MIN_BATCH, MOST_EPOCHS = 32, 4  # the second: times as many
+MIN_STEPS = 1200  # of a training: few labels get smaller batches, then more epochs, not less training
+MIN_BATCH, MOST_EPOCHS = 32, 10  # the second: times as many
 RESULTS, PRETRAINED = "labels-curve.json", "pretrained"
 
 
@@ -46,18 +46,22 @@ def labels_curve(
     pretrained: Path | None = None,
     shares: tuple[float, ...] = SHARES,
     repeats: int = 1,
+    min_steps: int = MIN_STEPS,
     report: Report | None = None,
 ) -> list[dict[str, Any]]:
     """Train with each share of the labels, from both starts, and write the results to `out`/labels-curve.json.
 
     pretrained: a pre-trained detector; None pre-trains one into `out`/pretrained, as `pretrain` says. repeats: seeds,
-    of the sample and the weights alike, whose average precisions are averaged. Returns one entry a share: labels and
-    frauds (of the first seed), `scratch`, `pretrained` and `gain` (of the means), and each seed's values. Raises
-    TrainingError for shares outside (0, 1] and for a pre-trained detector that knows events from validation on,
-    HistoryError and PretrainedError.
+    of the sample and the weights alike, whose average precisions are averaged. min_steps: of a training with few
+    labels, by smaller batches and more epochs. Returns one entry a share: labels and frauds (of the first seed),
+    `scratch`, `pretrained` and `gain` (of the means), and each seed's values. Raises TrainingError for arguments out of
+    range and for a pre-trained detector that knows events from validation on, HistoryError and PretrainedError.
     """
-    if not shares or not all(0 < share <= 1 for share in shares) or repeats < 1:
-        raise TrainingError(f"shares = {shares}, repeats = {repeats}: expected shares above 0, up to 1, and a repeat")
+    if not shares or not all(0 < share <= 1 for share in shares) or repeats < 1 or min_steps < 1:
+        raise TrainingError(
+            f"shares = {shares}, repeats = {repeats}, min_steps = {min_steps}: expected shares above 0, up to 1, and "
+            "at least one repeat and step"
+        )
     tell = report or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
     if pretrained is None:
@@ -74,7 +78,7 @@ def labels_curve(
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for share in shares:
-        rows.append(_row(history, dataset, share, recipe, pretrained, repeats))
+        rows.append(_row(history, dataset, share, recipe, pretrained, repeats, min_steps))
         row = rows[-1]
         tell("shares", len(rows), len(shares), f"{share:g}: {row['scratch']:.4f}, pre-trained {row['pretrained']:.4f}")
         facts = {"split": split.describe(), "recipe": recipe, "repeats": repeats, "curve": rows}
@@ -89,7 +93,9 @@ def label_sample(part: Part, share: float, seed: int) -> Part:
     return part.take(np.random.default_rng(seed).random(len(part)) < share)
 
 
-def _row(history: History, dataset: Dataset, share: float, recipe: Recipe, start: Path, repeats: int) -> dict[str, Any]:
+def _row(
+    history: History, dataset: Dataset, share: float, recipe: Recipe, start: Path, repeats: int, min_steps: int
+) -> dict[str, Any]:
     values: dict[str, list[float]] = {"scratch": [], "pretrained": []}
     for seed in range(recipe.seed, recipe.seed + repeats):
         train = label_sample(dataset.train, share, seed)
@@ -97,7 +103,7 @@ def _row(history: History, dataset: Dataset, share: float, recipe: Recipe, start
             raise TrainingError(f"share {share:g} of the labels, seed {seed}: no fraud among {len(train)} events")
         for name, begin in (("scratch", Start()), ("pretrained", Start(pretrained=start))):
             detector, _ = new_detector(history.pipeline, train, seed, begin)
-            fit(detector, train, dataset.validation, _recipe(recipe, len(train), seed))
+            fit(detector, train, dataset.validation, _recipe(recipe, len(train), seed, min_steps))
             values[name].append(
                 average_precision(dataset.holdout.fraud_N, score(detector, dataset.holdout.encoded))
             )  # fmt: skip
@@ -109,9 +115,9 @@ def _row(history: History, dataset: Dataset, share: float, recipe: Recipe, start
     }  # fmt: skip
 
 
-def _recipe(recipe: Recipe, events: int, seed: int) -> Recipe:
-    """The same for few events: smaller batches, then more epochs, up to MIN_STEPS."""
-    batch = min(recipe.batch, max(MIN_BATCH, events * recipe.epochs // MIN_STEPS))
+def _recipe(recipe: Recipe, events: int, seed: int, min_steps: int) -> Recipe:
+    """The same for few events: smaller batches, then more epochs, up to `min_steps`."""
+    batch = min(recipe.batch, max(MIN_BATCH, events * recipe.epochs // min_steps))
     steps = -(-events // batch)
-    epochs = min(max(recipe.epochs, -(-MIN_STEPS // steps)), MOST_EPOCHS * recipe.epochs)
+    epochs = min(max(recipe.epochs, -(-min_steps // steps)), MOST_EPOCHS * recipe.epochs)
     return replace(recipe, batch=batch, epochs=epochs, patience=max(recipe.patience, epochs // 2), seed=seed)

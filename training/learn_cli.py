@@ -62,6 +62,7 @@ def labels_curve(
     history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
     shares: Annotated[str, Parameter(help="Of the training labels, comma-separated.")] = "0.01,0.05,0.2,1",
     repeats: Annotated[int, Parameter(help="Seeds that are averaged.")] = 1,
+    min_steps: Annotated[int, Parameter(help="Of a training with few labels.")] = 1200,
     pretrained: Annotated[Path | None, Parameter(help="As `pretrain` made it; else it is pre-trained.")] = None,
     pretrain_epochs: int = 4,
     end: Annotated[str | None, Parameter(help="As of this ISO-8601 time; else the history's end.")] = None,
@@ -102,7 +103,7 @@ def labels_curve(
     )  # fmt: skip
     with Bars() as bars:
         rows = run(
-            past, split, out, recipe=recipe, shares=wanted, repeats=repeats, pretrained=pretrained,
+            past, split, out, recipe=recipe, shares=wanted, repeats=repeats, min_steps=min_steps, pretrained=pretrained,
             pretrain=PretrainRecipe(epochs=pretrain_epochs, seed=seed, threads=threads), report=bars,
         )  # fmt: skip
     if as_json:

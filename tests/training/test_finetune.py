@@ -206,26 +206,38 @@ def test_a_stopped_finetune_goes_on_and_leaves_no_checkpoint(
 
 
 def test_commands_from_events_alone_to_a_curve(run: Run, history_root: Path, tmp_path: Path) -> None:
-    """pretrain, finetune --pretrained and labels-curve: the bundle names the trunk, the curve has both starts."""
+    """pretrain, finetune --pretrained, labels-curve: the bundle names what it began with, the curve has both starts."""
     parts = ("--history", history_root, "--gap", "2d", "--validation", "6d", "--holdout", "6d", "--threads", "1",
              "--max-legit", "1000", "--epochs", "1")  # fmt: skip
     made = run(
-        "pretrain", "--history", history_root, "--out", tmp_path / "trunk", "--epochs", "1", "--max-windows", "1000",
+        "pretrain", "--history", history_root, "--out", tmp_path / "first", "--epochs", "1", "--max-windows", "1000",
         "--threads", "1", "--end", "2026-02-01",
     )  # fmt: skip
-    run("finetune", *parts, "--out", tmp_path / "bundle", "--pretrained", tmp_path / "trunk", "--trunk-rate", "0.3")
+    run("finetune", *parts, "--out", tmp_path / "bundle", "--pretrained", tmp_path / "first", "--trunk-rate", "0.3")
     bundle = load_bundle(tmp_path / "bundle", load_pipeline("payments"))
     assert bundle.info.training["pretrained"] == made["version"]
     assert bundle.info.training["trunk_rate"] == 0.3
     found = run(
-        "labels-curve", *parts, "--out", tmp_path / "curve", "--pretrained", tmp_path / "trunk", "--shares", "0.2,1"
-    )
+        "labels-curve", *parts, "--out", tmp_path / "curve", "--pretrained", tmp_path / "first", "--shares", "0.2,1",
+        "--min-steps", "20",
+    )  # fmt: skip
     few, every = found["curve"]
     assert few["labels"] == pytest.approx(0.2 * every["labels"], rel=0.3)
     assert few["frauds"] < every["frauds"]
     assert few["gain"] == pytest.approx(few["pretrained"] - few["scratch"])
     written = json.loads((tmp_path / "curve" / "labels-curve.json").read_text())
     assert written["curve"] == found["curve"]
+    with pytest.raises(TrainingError, match="has learnt from events up to 2026-02-01"):
+        run(
+            "labels-curve",
+            *parts,
+            "--out",
+            tmp_path / "late",
+            "--pretrained",
+            tmp_path / "first",
+            "--end",
+            "2026-02-10",
+        )
 
 
 def test_a_larger_sample_of_labels_holds_the_smaller(history: History) -> None:
