@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from models.bundle import load_bundle
 from models.clock import DAY_MS, from_iso
@@ -28,6 +29,7 @@ from training.from_table import history_of_table
 from training.history import import_file
 from training.leaks import check_no_leaks, sampled_history, windows_seen
 from training.protocol import Neural, run_protocol
+from training.protocol_run import show
 from training.replay import History, Replayed, Want, load_history, replay
 from training.rolling import rolling_features, rolling_names, rolling_seen
 from training.tables import Mapped, read_file
@@ -314,10 +316,10 @@ def test_the_command_prints_one_table(world: Path, tmp_path: Path, capsys: pytes
         "--folds", "1", "--architecture", "cnn", "--architecture", "gru", "--no-baselines", "--epochs", "1",
         "--no-refit", "--max-legit", "1000", "--threads", "1", "--validation", "5d", "--holdout", "5d",
     ]  # fmt: skip
-    app([*arguments], result_action="return_value")
-    printed = capsys.readouterr().out
-    assert [word in printed for word in ("gru", "cnn", "AUC", "ECE", "LSTM (published)", "Test weeks")] == [True] * 6
     app([*arguments, "--json", "--out", str(tmp_path / "out")], result_action="return_value")
     facts = json.loads(capsys.readouterr().out)
+    show(facts, Console())
+    printed = capsys.readouterr().out
+    assert [word in printed for word in ("gru", "cnn", "AUC", "ECE", "LSTM (published)", "Test weeks")] == [True] * 6
     assert set(facts["systems"]) == {"cnn", "gru"}
     assert facts["seconds"]["replay"] >= 0
