@@ -47,6 +47,7 @@ def folds(
     labels: str = "is_fraud",
     label_delay: str = "7d",
     start: str | None = None,
+    history_skew: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Stream a file through a worker that swaps to each test week's bundle, and compare its scores with the protocol's.
@@ -67,6 +68,10 @@ def folds(
         From an event to its label.
     start
         The first day that is streamed; else the file's first. Later, and windows differ from the protocol's.
+    history_skew
+        How far anything may be ahead of anything else before the first test week, such as 3h, which makes batches
+        larger; else the shortest delay of a profile, as in the test weeks, which leaves scores independent of timing.
+        Longer, and single verdicts of that time are compared with a usual amount that lacks some hours.
     as_json
         Print JSON.
     """
@@ -81,7 +86,7 @@ def folds(
         run = _Run(settings, Path(name), results, architecture, report)
         replay = [data.resolve(), "--labels", labels, "--label-delay", label_delay, "--follow", "--wait",
                   "--patience", PATIENCE_S]  # fmt: skip
-        run.stream(replay, start)
+        run.stream(replay, start, [] if history_skew is None else ["--skew", history_skew])
         agree = run.compare(spec.topic("scores"))
     report.print(as_json)
     if not agree:
@@ -97,8 +102,8 @@ class _Run:
         self.streamed = 0
         self.models: list[str] = []
 
-    def stream(self, replay: list[object], start: str | None) -> None:
-        """All days up to the end of the last test week, each week under its bundle."""
+    def stream(self, replay: list[object], start: str | None, history: list[str]) -> None:
+        """All days up to the end of the last test week, each week under its bundle; `history` is for those before."""
         self._promote(1)
         with Worker.running(self.environment, self.folder / "worker.log") as worker:
             began, before_s = time.monotonic(), worker.cpu_s()
@@ -109,7 +114,8 @@ class _Run:
                     self._promote(number)
                     self._await_swap(worker)
                 since = ["--start", first] if first is not None else []
-                said = command(self.environment, "stream", "replay", *replay, *since, "--end", end)
+                options = [*since, *([] if number else history)]
+                said = command(self.environment, "stream", "replay", *replay, *options, "--end", end)
                 self.streamed += int(said.split()[1])
                 progress(f"streamed up to {end}: {self.streamed:,} events in {time.monotonic() - began:.0f} s")
             seconds = time.monotonic() - began

@@ -1,6 +1,6 @@
 """Publish rows on a pipeline's topics in event-time order: as fast as it goes, at a rate, or followed.
 
-Followed means: the timeline of events and labels is cut into slices of a third of the skew, and a slice is
+Followed means: the timeline of events and labels is cut into slices of half the skew, and a slice is
 published only when the last but one is stored by the workers, in every partition. So nothing is ever more than the
 skew ahead of anything else in event time. With a skew no longer than the shortest profile delay this makes live
 scores independent of timing, and equal to an offline replay.
@@ -187,7 +187,7 @@ class _Part:
 
 def _slices(events: Rows, labels: Rows, skew_ms: int) -> Iterator[_Part]:
     """Slices of the timeline that are not empty. A late row counts with the clock of those before it."""
-    width = max(1, skew_ms // 3)
+    width = max(1, skew_ms // 2)
     slice_E = np.maximum.accumulate(events.time_ms) // width
     slice_L = np.maximum.accumulate(labels.time_ms) // width
     numbers = np.union1d(slice_E, slice_L)

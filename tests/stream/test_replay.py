@@ -290,6 +290,6 @@ def test_without_a_worker_following_ends(settings: Settings, pipeline: Pipeline,
         asyncio.run(
             publish(settings, pipeline, events, pace=pace, on_progress=lambda p: seen.append(dict(p.next_offsets)))
         )
-    two_slices = np.searchsorted(events.time_ms, (events.time_ms[0] // (2 * HOUR_MS) + 4) * 2 * HOUR_MS)
+    two_slices = np.searchsorted(events.time_ms, (events.time_ms[0] // (3 * HOUR_MS) + 4) * 3 * HOUR_MS)
     assert 0 < sum(seen[-1].values()) <= two_slices
     assert to_iso(int(events.time_ms[0])).startswith("2026-01-01")
