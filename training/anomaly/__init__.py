@@ -1,0 +1,1 @@
+"""How well a detector without labels does: published scoring rules for anomaly detection, and the data they are for."""
