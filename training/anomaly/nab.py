@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.anomaly.series import Series
 from training.errors import TrainingError
 
-__all__ = ["PROFILES", "Profile", "Result", "ScoredFile", "best_threshold", "score_at"]
+__all__ = ["PROFILES", "Profile", "Result", "ScoredFile", "best_threshold", "nab_scores", "score_at", "scored"]
 
 STEEPNESS = 5.0
 FAR = 3.0  # window widths behind a window from which a false positive costs all of its weight
@@ -63,6 +64,18 @@ class Result:
 
     threshold: float
     score: float
+
+
+def scored(series: Series, score_T: NDArray[np.floating]) -> ScoredFile:
+    """A series of NAB with a detector's scores; float, one for each row. Raises TrainingError for another number."""
+    if score_T.shape != (len(series),):
+        raise TrainingError(f"{series.name}: scores of shape {score_T.shape}: expected ({len(series)},)")
+    return ScoredFile(series.name, score_T, series.windows_W2, series.probation)
+
+
+def nab_scores(files: Sequence[ScoredFile]) -> dict[str, Result]:
+    """The benchmark's three figures, by profile, each at its own best threshold for all files, as it publishes them."""
+    return {name: best_threshold(files, profile) for name, profile in PROFILES.items()}
 
 
 def best_threshold(files: Sequence[ScoredFile], profile: Profile) -> Result:

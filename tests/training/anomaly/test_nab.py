@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.anomaly.nab import PROFILES, Profile, ScoredFile, best_threshold, score_at
+from training.anomaly.nab import PROFILES, Profile, Result, ScoredFile, best_threshold, nab_scores, score_at, scored
+from training.anomaly.series import Series, runs_of
 from training.errors import TrainingError
 
 STANDARD = PROFILES["standard"]
@@ -121,3 +122,49 @@ def test_bad_input_is_named() -> None:
         ScoredFile("x", np.array([0.0, np.nan]), np.zeros((0, 2), np.int64), 0)
     with pytest.raises(TrainingError, match="expected at least one window"):
         best_threshold([one_file([], [])], STANDARD)
+
+
+@pytest.mark.parametrize(
+    ("rows", "windows", "detections", "standard", "low_fp"),
+    [
+        # realAdExchange/exchange-3_cpm_results.csv: 77 rows before the end of 153, counting both
+        (1538, [(1045, 1197)], [1197 - 76], 0.862098587352162, 0.862098587352162),
+        # realAWSCloudwatch/ec2_cpu_utilization_5f5533.csv: one window of two missed
+        (4032, [(1171, 1371), (2830, 3030)], [1371 - 60], -0.3509982435695854, -0.3509982435695854),
+        # realAWSCloudwatch/ec2_cpu_utilization_ac20cd.csv: one wrong detection 23 rows behind the window
+        (4032, [(3374, 3776)], [3776 - 178, 3776 + 23], 0.799495036546, 0.7838676340989654),
+        # realKnownCause/rogue_agent_key_hold.csv: both windows missed, and two wrong detections far from them
+        (1882, [(669, 763), (1240, 1334)], [300, 301], -2.22, -2.44),
+    ],
+)
+def test_published_figures_of_single_files(
+    rows: int, windows: list[tuple[int, int]], detections: list[int], standard: float, low_fp: float
+) -> None:
+    """Raw scores that the benchmark publishes of one detector (its results/twitterADVec/*_scores.csv, at 38b9ff1 and
+    487c0f9). It says how many detections were right and wrong; how far they lay from the end of the window follows from
+    the two figures, and comes out as whole rows, to nine digits, only because the formula is the published one."""
+    file = one_file(detections, windows, rows, probation=min(750, int(0.15 * rows)))
+    for profile, published in ((STANDARD, standard), (PROFILES["low FP"], low_fp)):
+        null, perfect = -profile.miss * len(windows), len(windows)
+        expected = 100 * (published - null) / (perfect - null)
+        assert score_at([file], profile, 0.5) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_series_brings_its_windows_and_probation() -> None:
+    """Only the detection behind the probation counts, at the window's beginning; each profile finds it."""
+    label_T = (np.arange(100) >= 20) & (np.arange(100) < 30)
+    series = Series("a", "g", ("v",), np.zeros((100, 1)), np.arange(100), label_T, 0, runs_of(label_T), 15)
+    score_T = np.zeros(100)
+    score_T[[3, 20]] = 0.8
+    results = nab_scores([scored(series, score_T)])
+    assert list(results) == ["standard", "low FP", "low FN"]
+    assert all(result == Result(0.8, pytest.approx(100.0)) for result in results.values())
+    with pytest.raises(TrainingError, match=r"a: scores of shape \(99,\): expected \(100,\)"):
+        scored(series, score_T[1:])
+
+
+def test_no_threshold_is_better_than_one_that_costs() -> None:
+    """Where every row scores alike, 90 wrong detections cost more than a window earns, so nothing is detected."""
+    found = best_threshold([one_file([], [(20, 29)])], STANDARD)
+    assert found.score == 0.0
+    assert found.threshold > 0.0
