@@ -76,6 +76,11 @@ class Series:
     def __len__(self) -> int:
         return len(self.values_TC)
 
+    @property
+    def scored(self) -> slice:
+        """The rows behind the prefix."""
+        return slice(self.prefix, len(self))
+
 
 def load_benchmark(benchmark: str, path: Path) -> list[Series]:
     """All series of `nab`, `skab`, `smd` or `tsbad`, in the order of the file; those of `tsbad` by name.

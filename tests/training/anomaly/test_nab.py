@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.anomaly.nab import PROFILES, Profile, Result, ScoredFile, best_threshold, nab_scores, score_at, scored
+from training.anomaly.nab import PROFILES, Profile, ScoredFile, best_threshold, nab_scores, score_at, scored
 from training.anomaly.series import Series, runs_of
 from training.errors import TrainingError
 
@@ -158,7 +158,8 @@ def test_a_series_brings_its_windows_and_probation() -> None:
     score_T[[3, 20]] = 0.8
     results = nab_scores([scored(series, score_T)])
     assert list(results) == ["standard", "low FP", "low FN"]
-    assert all(result == Result(0.8, pytest.approx(100.0)) for result in results.values())
+    assert [result.threshold for result in results.values()] == [0.8] * 3
+    assert [result.score for result in results.values()] == pytest.approx([100.0] * 3)
     with pytest.raises(TrainingError, match=r"a: scores of shape \(99,\): expected \(100,\)"):
         scored(series, score_T[1:])
 
