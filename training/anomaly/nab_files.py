@@ -8,6 +8,7 @@ then `python run.py -d <detector> --optimize --score --normalize`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -66,7 +67,7 @@ def _lines(series: Series, score_T: NDArray[np.floating], labels: bool) -> list[
     _check(series, score_T)
     time_T = np.char.replace(np.datetime_as_string(series.time_T.astype("datetime64[ms]"), unit="s"), "T", " ")
     # repr gives the shortest text that reads back as the same number, so that no threshold moves.
-    value_T = ["" if value != value else repr(value) for value in series.values_TC[:, 0].tolist()]
+    value_T = ["" if math.isnan(value) else repr(value) for value in series.values_TC[:, 0].tolist()]
     columns = [time_T.tolist(), value_T, [repr(score) for score in np.asarray(score_T, np.float64).tolist()]]
     if labels:
         columns.append([str(int(label)) for label in series.label_T.tolist()])

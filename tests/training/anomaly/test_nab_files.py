@@ -68,7 +68,7 @@ def test_bad_scores_are_refused(tmp_path: Path, score: NDArray[np.float64], mess
 
 @pytest.mark.parametrize("name", ["valve1/0", "b.csv", "a/b/c.csv", "../b.csv", "/a/b.csv"])
 def test_only_names_of_the_benchmark_become_paths(name: str) -> None:
-    with pytest.raises(TrainingError, match="expected <category>/<file>.csv"):
+    with pytest.raises(TrainingError, match=r"expected <category>/<file>\.csv"):
         nab_path(Path("results"), "lepton", name)
 
 
