@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m stream demo $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(RUN) pytest -m "not soak" $(ARGS)
+	$(RUN) pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
 
 soak: $(VENV)/.installed-test
 	$(RUN) pytest -m soak -s --timeout=3600 $(ARGS)
