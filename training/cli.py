@@ -154,7 +154,7 @@ def finetune(
 
 @app.command
 def evaluate(
-    data: Annotated[Path | None, Parameter(help="With --protocol: a CSV, JSONL or Parquet file.")] = None,
+    data: Annotated[Path | None, Parameter(help="With --protocol: its file or folder.")] = None,
     *,
     start: Annotated[str | None, Parameter(help="ISO-8601; the first event time evaluated.")] = None,
     end: Annotated[str | None, Parameter(help="ISO-8601; the first event time no longer evaluated.")] = None,
@@ -169,7 +169,7 @@ def evaluate(
     leave_out_known: Annotated[
         str | None, Parameter(help="Leave out entities with a known fraud since this long before training ended.")
     ] = None,
-    protocol: Annotated[ProtocolName | None, Parameter(help="Train and test on DATA, fold by fold.")] = None,
+    protocol: Annotated[ProtocolName | None, Parameter(help="Train and test on DATA; docs/training.md.")] = None,
     options: Annotated[ProtocolOptions | None, Parameter(name="*")] = None,
     registry: RegistryOption = None,
     settings: SettingsOption = None,
@@ -177,6 +177,15 @@ def evaluate(
 ) -> None:
     """Measure a bundle on a range of days, and whether the worker's published scores say the same; or, with
     --protocol, train every system on what was known before each test week of DATA and compare them."""
+    if protocol is not None and protocol != "handbook":
+        from training.anomaly import run as anomaly  # noqa: PLC0415, compiled code takes a second to load
+
+        facts = anomaly.run(protocol, data, (options or ProtocolOptions()).out)
+        if as_json:
+            show(facts, as_json)
+        else:
+            anomaly.show(facts, Console())
+        return
     if protocol is not None:
         from training import protocol_run  # noqa: PLC0415, torch takes seconds to import
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 __all__ = ["Architecture", "ProtocolName", "ProtocolOptions"]
 
-ProtocolName = Literal["handbook"]
+ProtocolName = Literal["handbook", "nab", "skab", "smd", "tsbad"]
 Architecture = Literal["gru", "transformer", "cnn"]
 
 
