@@ -29,9 +29,9 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         dispatcher.enable_caching()
     except RuntimeError:  # no directory can be written: every process compiles for itself
         return cast("Callable[P, R]", dispatcher)
-    # By itself the cache looks at the function's own file only, and would keep old code when one that it calls,
-    # in another file, has changed. A private name of numba, whose version is pinned.
-    dispatcher._cache._cache_file._source_stamp = _source_stamp(Path(function.__code__.co_filename).parent)
+    # By itself the cache looks at the function's own file only, and would keep old code when one that it calls, in
+    # another file or package, has changed. A private name of numba, whose version is pinned.
+    dispatcher._cache._cache_file._source_stamp = _source_stamp(Path(function.__code__.co_filename).parent.parent)
     return cast("Callable[P, R]", dispatcher)
 
 
@@ -52,5 +52,5 @@ def plain(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
 
 @cache
 def _source_stamp(folder: Path) -> tuple[tuple[str, float, int], ...]:
-    files = sorted(folder.glob("*.py"))
+    files = sorted(folder.glob("*/*.py"))
     return tuple((file.name, file.stat().st_mtime, file.stat().st_size) for file in files)

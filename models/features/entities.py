@@ -23,7 +23,7 @@ from models.features.facts import Facts
 from models.features.habit import advance_habits, habit_words, show_surprise
 from models.features.windows import Section, copy_window, empty_section, encode_rows
 
-__all__ = ["Events", "Windows", "advance"]
+__all__ = ["Events", "Windows", "advance", "by_owner"]
 
 SHIFT = 2  # bytes in front of a state in its buffer
 COUNT, CLOCK, DECAYED = 1, 2, 3  # words of eight bytes
@@ -68,7 +68,7 @@ def advance(
 ) -> None:
     """Apply all events: fills `next_NB` (states as bytes) and `out`, but for the context of profiles."""
     states, size = states_NB.shape
-    order_M, start_N = _by_owner(events.owner_M, states)
+    order_M, start_N = by_owner(events.owner_M, states)
     most = 0
     for n in range(states):
         most = max(most, start_N[n + 1] - start_N[n])
@@ -104,7 +104,8 @@ def _advance_entity(
     sums_HS = state.double_W[DECAYED:]
     remembered = DECAYED + len(scratch.before_HS)
     half = _first_row(facts, scratch)
-    remembered_W, habit_W = state.long_W[remembered:], state.real_W[half - habit_words(facts) : half]
+    habits = half - facts.surprise - habit_words(facts)
+    remembered_W, habit_W = state.long_W[remembered:], state.real_W[habits : half - facts.surprise]
     width = ROW_HEAD + facts.values + facts.hashes
     kept = _read_rows(facts, state, section, half)
     stop = kept
@@ -137,9 +138,9 @@ def _advance_entity(
 
 @inlined
 def _first_row(facts: Facts, scratch: Scratch) -> int:
-    """The half-word of a buffer at which the rows begin: behind the sums, what is remembered and the habits."""
+    """The half-word of a buffer at which the rows begin: behind the sums, what is remembered, habits and surprise."""
     remembered = 2 * (facts.hashes - len(facts.buckets_K))
-    return 2 * (DECAYED + len(scratch.before_HS) + remembered) + habit_words(facts)
+    return 2 * (DECAYED + len(scratch.before_HS) + remembered) + habit_words(facts) + facts.surprise
 
 
 @inlined
@@ -149,7 +150,7 @@ def _copy_bytes(source_B: NDArray[np.uint8], out_B: NDArray[np.uint8], size: int
 
 
 @inlined
-def _by_owner(owner_M: NDArray[np.int64], owners: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def by_owner(owner_M: NDArray[np.int64], owners: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of the events sorted by owner, in order of arrival; where each owner's begin: (M,), (N + 1,)."""
     start_N = np.zeros(owners + 1, np.int64)
     for owner in owner_M:

@@ -23,7 +23,8 @@ class Facts(NamedTuple):
     values: int  # plain values, and the two degrees of each position
     hashes: int  # categories, then entities
     columns: int  # of one event of the window
-    context: int  # columns of context before those of profiles
+    context: int  # columns of context before those of surprise and profiles
+    surprise: int  # words of 4 bytes that surprise remembers
     horizon_H: NDArray[np.float64]
     how_P: NDArray[np.int64]
     optional_P: NDArray[np.int64]

@@ -26,6 +26,7 @@ from models.pipeline.spec import (
     Pipeline,
     Profile,
 )  # fmt: skip
+from models.surprise.memory import places_of
 
 __all__ = [
     "BUCKETS_PER_HALF_LIFE", "PER_STRETCH", "RING_SLOTS", "SLOT", "STATE_VERSION", "VISIBLE_SLOTS", "Layout",
@@ -70,6 +71,8 @@ class Layout:
         self.hashes = self.category_names + self.other_entities
         self.optional_values = tuple(n for n in self.values if not pipeline.fields[n.split(".")[0]].required)
         self.length = pipeline.window.length
+        # what surprise remembers of an entity, and where; None without it
+        self.surprise = places_of(len(self.number_names)) if pipeline.surprise.learn else None
         self.state_dtype = self._state_dtype()
         self.layout_id = self._layout_id()
         judged = {name: p.verdicts for name, p in pipeline.profiles.items() if p.verdicts}
@@ -129,12 +132,15 @@ class Layout:
             ("habits", HABIT, (numbers + 1,)),
             ("novelties", NOVELTY, (len(self.other_entities),)),
             ("places", PLACE, (len(self.geo_names),)),
+            ("surprise", "<f4", (self.surprise.words if self.surprise else 0,)),
             ("rows", row, (self.length,)),  # oldest first; rows at the end are the newest
         ])  # fmt: skip
 
     def _layout_id(self) -> int:
         transforms = [self.transform(name) for name in self.number_names]  # a usual value is a transformed one
-        facts = [self.values, self.hashes, self.length, self.pipeline.window.horizons_ms, transforms]
+        facts: list[object] = [self.values, self.hashes, self.length, self.pipeline.window.horizons_ms, transforms]
+        if self.surprise is not None:
+            facts.append(self.surprise)
         return zlib.crc32(msgspec.json.encode(facts))
 
     def _facts(self) -> Facts:
@@ -148,6 +154,7 @@ class Layout:
             hashes=hashes,
             columns=len(self.inputs.x),
             context=1 + numbers + hashes + len(horizons) * (1 + 4 * numbers + hashes) + habits,
+            surprise=self.surprise.words if self.surprise else 0,
             horizon_H=np.array(horizons, dtype=np.float64),
             how_P=np.array([self.transform(name) for name in plain], dtype=np.int64),
             optional_P=np.array([p for p, name in enumerate(plain) if name in self.optional_values], dtype=np.int64),
@@ -186,6 +193,9 @@ class Layout:
             names += [f"{name}.{stat}" for stat in ("novel", "novelty")]
         for geo in self.geo_names:
             names += [f"{geo}.{stat}" for stat in ("away", "away_score")]
+        if self.surprise is not None:
+            names += ["surprise", "surprise.onset", "surprise.known"]
+            names += [f"{name}.carried" for name in self.number_names]
         for name, profile in self.pipeline.profiles.items():
             for half_life in profile.half_lives:
                 stats = ["count", "fraud_rate", "frauds", "labels"]

@@ -21,6 +21,7 @@ from models.features.layout import Layout, as_bytes
 from models.features.profiles import Increments, accumulate, collect, read
 from models.features.ratios import compared_profiles, label_increments
 from models.features.runs import write_runs
+from models.features.surprise import judge
 from models.features.verdicts import read_verdicts
 
 __all__ = ["Loaded", "Step", "increments_of", "step", "warm_up"]
@@ -72,7 +73,7 @@ def step(layout: Layout, batch: EventBatch, clock_M: NDArray[np.int64], loaded: 
     next_N = np.empty_like(states_N)
     out = _empty_windows(layout, len(batch))
     advance(layout.facts, as_bytes(states_N), events, as_bytes(next_N), out)
-    column, clock_M = layout.facts.context, plain(clock_M, np.int64)
+    column, clock_M = judge(layout, events, next_N, out), plain(clock_M, np.int64)
     for name, profile in layout.pipeline.profiles.items():
         column = read(
             layout, profile, loaded.rings[name], loaded.ring_owner[name], clock_M,

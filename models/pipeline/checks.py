@@ -27,6 +27,8 @@ class _Checks:
                 self._number(f"fields.{name}", field)
         for name, profile in self.p.profiles.items():
             self._profile(f"profiles.{name}", profile)
+        if self.p.surprise.learn and not self.p.of_type(NumberField):
+            self._fail("surprise.learn", self.p.surprise.learn, "0, since there is no number field to be judged")
         self._label_keys_are_unique()
         self._durations()
 

@@ -81,7 +81,7 @@ def digest(pipeline: Pipeline) -> str:
 
     Policy, labels, time-to-live and topics do not: changing a budget needs no new model.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "features": FEATURES_VERSION,
         "entity": pipeline.pipeline.entity,
         "time": pipeline.pipeline.time,
@@ -89,6 +89,8 @@ def digest(pipeline: Pipeline) -> str:
         "window": msgspec.to_builtins(pipeline.window),
         "profiles": [[name, msgspec.to_builtins(p)] for name, p in pipeline.profiles.items()],
     }
+    if pipeline.surprise.learn:
+        facts["surprise"] = msgspec.to_builtins(pipeline.surprise)
     return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]
 
 

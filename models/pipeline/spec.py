@@ -15,7 +15,7 @@ from models.clock import duration_ms
 
 __all__ = [
     "BooleanField", "CategoryField", "Detector", "EntityField", "Field", "GeoField", "IdField", "Labels",
-    "NumberField", "Pipeline", "Policy", "Profile", "State", "Stream", "TimeField", "Window",
+    "NumberField", "Pipeline", "Policy", "Profile", "State", "Stream", "Surprise", "TimeField", "Window",
 ]  # fmt: skip
 
 Duration = Annotated[str, Meta(pattern=r"^\d+(\.\d+)?(ms|s|m|h|d|w)$")]
@@ -131,6 +131,14 @@ class Profile(_Part, frozen=True):
         return duration_ms(self.delay)
 
 
+class Surprise(_Part, frozen=True):
+    """`[surprise]`: number fields judged by the entity's own past, without labels (`models.surprise`)."""
+
+    # So many events of each entity are taken for normal operation and learnt from, at least 256; then it is judged. 0
+    # for no surprise at all. State grows with the square of the number of fields.
+    learn: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
 class Labels(_Part, frozen=True):
     """`[labels]`: how verdicts arrive on `<pipeline>.labels`."""
 
@@ -175,6 +183,7 @@ class Pipeline(_Part, frozen=True):
     fields: dict[Name, Field]
     window: Window = Window()
     profiles: dict[Name, Profile] = {}
+    surprise: Surprise = Surprise()
     labels: Labels = Labels()
     detector: Detector = Detector()
     policy: Policy = Policy()
