@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RUN_FEATURES", "VERDICT_FEATURES", "Encoded", "InputSpec"]
+__all__ = ["RUN_FEATURES", "SURPRISE", "VERDICT_FEATURES", "Encoded", "InputSpec"]
 
 # Of one verdict on an earlier event of a merchant, device, …: whether there is one at this place; 1 for fraud; log1p
 # of the hours since it arrived, and the days; log1p of the hours since the verdict before it arrived, 0 for the first;
@@ -23,6 +23,9 @@ VERDICT_FEATURES = ("present", "fraud", "age", "days", "gap", "ratio", "fraud_ra
 # the sequence, with nothing between them, log1p of their number, and of the hours since the first of them arrived, and
 # the days; the days since the last verdict that was none. 0 without such verdicts.
 RUN_FEATURES = ("verdict_age", "run", "run_age", "run_days", "clean_days")
+
+# What is said of an event by its entity's own past, in the order of `models.surprise.reading.OUT`.
+SURPRISE = ("surprise", "surprise.onset", "surprise.known", "surprise.rank", "surprise.carried")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features.encoded import RUN_FEATURES, InputSpec
+from models.features.encoded import RUN_FEATURES, SURPRISE, InputSpec
 from models.features.facts import Facts
 from models.features.habit import HABIT, NOVELTY, PLACE, habit_columns
 from models.features.numerics import ASINH, LINEAR, LOG1P
@@ -194,8 +194,8 @@ class Layout:
         for geo in self.geo_names:
             names += [f"{geo}.{stat}" for stat in ("away", "away_score")]
         if self.surprise is not None:
-            names += ["surprise", "surprise.onset", "surprise.known"]
-            names += [f"{name}.carried" for name in self.number_names]
+            names += SURPRISE
+            names += [f"{name}.{stat}" for stat in ("carried", "expected") for name in self.number_names]
         for name, profile in self.pipeline.profiles.items():
             for half_life in profile.half_lives:
                 stats = ["count", "fraud_rate", "frauds", "labels"]

@@ -31,7 +31,7 @@ def judge(layout: Layout, events: Events, next_N: NDArray[np.void], out: Windows
     remembered_NW = np.ascontiguousarray(next_N["surprise"])
     _judge(places, float(layout.pipeline.surprise.learn), events, out.applied_M, remembered_NW, first, out.context_MC)
     next_N["surprise"] = remembered_NW
-    return first + len(OUT) + places.channels
+    return first + len(OUT) + 2 * places.channels
 
 
 @compiled
@@ -44,7 +44,7 @@ def _judge(
     first: int,
     context_MC: NDArray[np.float32],
 ) -> None:
-    """Entity by entity: `surprise`, its onset and whether enough is known; then what each number carries."""
+    """Entity by entity: what is said of each event, then for each number what it carries and what was expected."""
     entities, channels = len(remembered_NW), places.channels
     order_M, start_N = by_owner(events.owner_M, entities)
     most = 0
@@ -52,6 +52,7 @@ def _judge(
         most = max(most, start_N[n + 1] - start_N[n])
     reading_EC, hour_E, learning_E = np.empty((most, channels)), np.empty(most, np.int64), np.empty(most, np.bool_)
     out_EO, carried_EC = np.empty((most, len(OUT)), np.float32), np.empty((most, channels), np.float32)
+    expected_EC, behind = np.empty((most, channels), np.float32), first + len(OUT)
     for n in range(entities):
         own_E = order_M[start_N[n] : start_N[n + 1]]
         seen, count = remembered_NW[n, places.head], 0
@@ -64,11 +65,12 @@ def _judge(
                 count += 1
         advance_readings(
             places, remembered_NW[n], reading_EC[:count], hour_E[:count], learning_E[:count], out_EO[:count],
-            carried_EC[:count],
+            carried_EC[:count], expected_EC[:count],
         )  # fmt: skip
         count = 0
         for m in own_E:
             if applied_M[m]:
-                context_MC[m, first : first + len(OUT)] = out_EO[count]
-                context_MC[m, first + len(OUT) : first + len(OUT) + channels] = carried_EC[count]
+                context_MC[m, first:behind] = out_EO[count]
+                context_MC[m, behind : behind + channels] = carried_EC[count]
+                context_MC[m, behind + channels : behind + 2 * channels] = expected_EC[count]
                 count += 1

@@ -20,7 +20,7 @@ from models.surprise.memory import SCALE, Places
 
 __all__ = [
     "BRIEF", "BRIEF_MEAN", "ERROR", "LAST", "LEAST_ERROR", "LIMIT", "LONG", "LONG_MEAN", "MEAN", "REFERENCE", "REFIT",
-    "VARIANCE", "errors", "fit_due", "learn_moments", "refit", "spread_of", "write_inputs",
+    "VARIANCE", "fit_due", "learn_moments", "refit", "spread_of", "write_errors", "write_forecast", "write_inputs",
 ]  # fmt: skip
 
 LIMIT = 8.0  # spreads; what is further off is no stranger
@@ -65,20 +65,24 @@ def _cut(value: float) -> float:
 
 
 @inlined
-def errors(
-    places: Places, weights_W: NDArray[np.float32], input_D: NDArray[np.float64], scaled_C: NDArray[np.float64],
-    out_C: NDArray[np.float64],
-) -> None:  # fmt: skip
-    """What the reading is above its forecast, in spreads; 0 where it is missing. weights_W: (D, C)."""
+def write_forecast(
+    places: Places, weights_W: NDArray[np.float32], input_D: NDArray[np.float64], out_C: NDArray[np.float64]
+) -> None:
+    """The forecast reading, in spreads. weights_W: (D, C)."""
     channels = places.channels
-    for c in range(channels):
-        out_C[c] = scaled_C[c]
+    out_C[:] = 0.0
     for d in range(places.inputs):
         value, first = input_D[d], d * channels
         for c in range(channels):
-            out_C[c] -= value * weights_W[first + c]
-    for c in range(channels):
-        out_C[c] = 0.0 if np.isnan(out_C[c]) else _cut(out_C[c])
+            out_C[c] += value * weights_W[first + c]
+
+
+@inlined
+def write_errors(scaled_C: NDArray[np.float64], forecast_C: NDArray[np.float64], out_C: NDArray[np.float64]) -> None:
+    """What the reading is above its forecast, in spreads; 0 where it is missing."""
+    for c in range(len(out_C)):
+        off = scaled_C[c] - forecast_C[c]
+        out_C[c] = 0.0 if np.isnan(off) else _cut(off)
 
 
 @inlined

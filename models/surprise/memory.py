@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["BINS", "EVIDENCE", "HORIZONS", "LEVEL", "RECORDS", "Places", "places_of"]
+__all__ = ["BINS", "EVIDENCE", "HORIZONS", "LEVEL", "RANKS", "RECORDS", "Places", "places_of"]
 
 BINS = 24  # hours of the day: each has its usual value
 RECORDS = 6  # kinds of a channel's records, `models.surprise.records`
 EVIDENCE = 3  # reference forecast, adaptive forecast, novelty of range
 HORIZONS = 5  # over which evidence is averaged, `models.surprise.level`
 LEVEL = 3  # words of an average: itself, and its usual value and spread
+RANKS = 64  # ranges of the score that are counted, `models.surprise.level`
 
 HEAD = 6  # see Places
 SCALE = 9  # words of a channel: see models.surprise.forecast
@@ -39,6 +40,7 @@ class Places(NamedTuple):
     records: int  # (C, CHANNEL)
     seasons: int  # (BINS, C + 1): readings seen, and the usual value of each channel
     levels: int  # (EVIDENCE, HORIZONS, LEVEL)
+    ranks: int  # (RANKS,): how many readings had a score in each range
     carried: int  # (C,): how much of the surprise each channel has carried lately
     words: int
 
@@ -47,12 +49,12 @@ def places_of(channels: int) -> Places:
     """Places for readings of so many channels, at least one.
 
     >>> places_of(8).words * 4
-    5600
+    5856
     """
     inputs = 3 * channels + 1
     sizes = [
         HEAD, channels * SCALE, inputs * (inputs + 1) // 2, *[inputs * channels] * 3, channels * CHANNEL,
-        BINS * (channels + 1), EVIDENCE * HORIZONS * LEVEL, channels,
+        BINS * (channels + 1), EVIDENCE * HORIZONS * LEVEL, RANKS, channels,
     ]  # fmt: skip
     ends = [sum(sizes[: part + 1]) for part in range(len(sizes))]
     return Places._make([channels, inputs, 0, *ends])

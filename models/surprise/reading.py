@@ -20,27 +20,28 @@ from numpy.typing import NDArray
 from models.compiled import compiled, inlined
 from models.surprise import forecast as fc
 from models.surprise.forecast import BRIEF_MEAN, ERROR, LAST, LIMIT, LONG_MEAN, MEAN, REFERENCE, VARIANCE
-from models.surprise.level import advance_score
+from models.surprise.level import advance_rank, advance_score
 from models.surprise.memory import EVIDENCE, RECORDS, SCALE, Places
 from models.surprise.onset import advance_onset
 from models.surprise.records import LEAST, advance_records, learn_season
 
-__all__ = ["FIRST", "KNOWN", "ONSET", "OUT", "SCORE", "advance_readings"]
+__all__ = ["CARRIED", "FIRST", "KNOWN", "ONSET", "OUT", "RANK", "SCORE", "advance_readings"]
 
-OUT = SCORE, ONSET, KNOWN = 0, 1, 2  # columns of what is said of a reading
+OUT = SCORE, ONSET, KNOWN, RANK, CARRIED = 0, 1, 2, 3, 4  # columns of what is said of a reading
 FIRST = 256.0  # readings that are learnt from in any case: nobody could say what is normal sooner
 MEMORY = 20_000.0  # readings that the adaptive forecast goes back
 RENEWAL = 100.0
 SHY = 0.1  # what a reading far from normal teaches, compared with others
 FAR = 3.0  # of the errors' mean over the channels, in spreads
 USUAL = 2.0  # usual values rest more on later readings, when the forecasts were better
-CARRIED = 20.0  # readings
+LATELY = 20.0  # readings that what a channel carries goes back
 NOVELTY = 10.0  # spreads that a half range outside counts as where channels are compared
 SEEN, LEARNT, SINCE = 0, 1, 2  # words of the head
 
 
 class _Work(NamedTuple):
-    """What a reading is turned into; C channels, D inputs, K kinds of evidence, R records. share_C: its surprise."""
+    """What a reading is turned into; C channels, D inputs, K kinds of evidence, R records. share_C: its surprise.
+    expected_C: in the reading's units."""
 
     reading_C: NDArray[np.float64]
     input_D: NDArray[np.float64]
@@ -48,6 +49,7 @@ class _Work(NamedTuple):
     reference_C: NDArray[np.float64]
     adaptive_C: NDArray[np.float64]
     share_C: NDArray[np.float64]
+    expected_C: NDArray[np.float64]
     evidence_K: NDArray[np.float64]
     record_R: NDArray[np.float64]
 
@@ -61,18 +63,20 @@ def advance_readings(
     learning_M: NDArray[np.bool_],
     out_MO: NDArray[np.float32],
     carried_MC: NDArray[np.float32],
+    expected_MC: NDArray[np.float32],
 ) -> None:
     """Readings of one entity, in order; NaN where a channel is missing. Changes the state.
 
     hour_M: 0 to 23. learning_M: normal operation, to be learnt from; it scores 0. out_MO: of each reading SCORE in
     [0, 1), higher is stranger; ONSET in [0, 1), how strongly something new begins with it, 0 mostly; KNOWN, the share
-    seen of what has to be before anything is said, 1 from then on. carried_MC: how much of the evidence each channel
-    has carried lately, in spreads.
+    seen of what has to be before anything is said, 1 from then on; RANK in [0, 1), the share of the entity's earlier
+    readings that scored lower, 0 while it is learnt; CARRIED, the sum of carried_MC. carried_MC: how much of the
+    evidence each channel has carried lately, in spreads. expected_MC: what the reference forecast, in the reading's units.
     """
     channels = places.channels
     work = _Work(
         np.empty(channels), np.empty(places.inputs), np.empty(channels), np.empty(channels), np.empty(channels),
-        np.empty(channels), np.empty(EVIDENCE), np.empty(RECORDS),
+        np.empty(channels), np.empty(channels), np.empty(EVIDENCE), np.empty(RECORDS),
     )  # fmt: skip
     for m in range(len(reading_MC)):
         for c in range(channels):
@@ -92,13 +96,28 @@ def advance_readings(
         out_MO[m, SCORE] = 0.0 if learning else score
         out_MO[m, ONSET] = onset / (1.0 + onset)
         out_MO[m, KNOWN] = min(1.0, seen / FIRST)
+        rank = advance_rank(places, state_W, score, weight) if seen >= LEAST else 0.0
+        out_MO[m, RANK] = 0.0 if learning else rank
+        out_MO[m, CARRIED] = _attribute(places, state_W, work.share_C, carried_MC[m])
         for c in range(channels):
-            state_W[places.carried + c] += (work.share_C[c] - state_W[places.carried + c]) / CARRIED
-            carried_MC[m, c] = state_W[places.carried + c]
+            expected_MC[m, c] = work.expected_C[c]
         _learn_forecasts(places, state_W, work, seen, weight, learning, renew)
         _learn_scales(places, state_W, work, seen, weight, renew)
         learn_season(places, state_W, work.reading_C, hour_M[m])
         state_W[places.head + SEEN] = seen + 1.0
+
+
+@inlined
+def _attribute(
+    places: Places, state_W: NDArray[np.float32], share_C: NDArray[np.float64], carried_C: NDArray[np.float32]
+) -> np.float32:
+    """What each channel has carried lately, and the sum."""
+    total = np.float32(0.0)
+    for c in range(places.channels):
+        state_W[places.carried + c] += (share_C[c] - state_W[places.carried + c]) / LATELY
+        carried_C[c] = state_W[places.carried + c]
+        total += carried_C[c]
+    return total
 
 
 @inlined
@@ -113,13 +132,19 @@ def _begin(places: Places, state_W: NDArray[np.float32], reading_C: NDArray[np.f
 
 @inlined
 def _forecast_evidence(places: Places, state_W: NDArray[np.float32], work: _Work) -> float:
-    """Errors of both forecasts, the first two kinds of evidence; the second, a mean over the channels."""
+    """Errors of both forecasts, the first two kinds of evidence; the second, a mean over the channels. Also what was
+    expected."""
     fc.write_inputs(places, state_W, REFERENCE, work.reading_C, work.input_D, work.scaled_C)
-    fc.errors(places, state_W[places.reference :], work.input_D, work.scaled_C, work.reference_C)
+    fc.write_forecast(places, state_W[places.reference :], work.input_D, work.expected_C)
+    fc.write_errors(work.scaled_C, work.expected_C, work.reference_C)
     fc.write_inputs(places, state_W, 0, work.reading_C, work.input_D, work.scaled_C)
-    fc.errors(places, state_W[places.adaptive :], work.input_D, work.scaled_C, work.adaptive_C)
+    fc.write_forecast(places, state_W[places.adaptive :], work.input_D, work.adaptive_C)
+    fc.write_errors(work.scaled_C, work.adaptive_C, work.adaptive_C)
     for c in range(places.channels):
-        work.share_C[c] = _in_spreads(work.reference_C[c], state_W[places.scales + c * SCALE + REFERENCE + ERROR])
+        at = places.scales + c * SCALE + REFERENCE
+        mean, variance = np.float64(state_W[at + MEAN]), np.float64(state_W[at + VARIANCE])
+        work.expected_C[c] = mean + work.expected_C[c] * fc.spread_of(mean, variance)
+        work.share_C[c] = _in_spreads(work.reference_C[c], state_W[at + ERROR])
     work.evidence_K[0] = _top(work.share_C)
     far = 0.0
     for c in range(places.channels):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.errors import PipelineError
 from models.events import EventBatch
+from models.features.encoded import SURPRISE
 from models.features.memory import MemoryStore
 from models.pipeline.load import digest, parse_pipeline
 from models.pipeline.spec import Pipeline
@@ -16,6 +17,7 @@ from models.surprise.reading import OUT, advance_readings
 
 HOUR_MS = 3_600_000
 EVENTS, MACHINES, LEARN = 900, 2, 300
+COLUMNS = len(SURPRISE) + 4  # two numbers
 
 
 def pipeline(learn: int = LEARN, fields: str = "") -> Pipeline:
@@ -62,12 +64,13 @@ def reading_by_reading(batch: EventBatch) -> NDArray[np.float32]:
         if m and batch.event_id[m] == batch.event_id[m - 1]:
             continue
         name = batch.entity[m]
-        out, carried = np.empty((1, len(OUT)), np.float32), np.empty((1, 2), np.float32)
+        out, carried, expected = (np.empty((1, width), np.float32) for width in (len(OUT), 2, 2))
         hour = batch.time_M[m : m + 1] // HOUR_MS % 24
         learning = np.array([seen[name] < LEARN])
-        advance_readings(places, states[name], batch.values_MV[m : m + 1].astype(float), hour, learning, out, carried)
+        reading = batch.values_MV[m : m + 1].astype(float)
+        advance_readings(places, states[name], reading, hour, learning, out, carried, expected)
         seen[name] += 1
-        rows.append(np.concatenate([out[0], carried[0]]))
+        rows.append(np.concatenate([out[0], carried[0], expected[0]]))
     return np.array(rows)
 
 
@@ -76,10 +79,11 @@ def test_batches_do_not_matter(size: int) -> None:
     store, batch, found = MemoryStore(pipeline()), events(1), []
     names = store.layout.inputs.context
     first = names.index("surprise")
-    assert names[first : first + 5] == ("surprise", "surprise.onset", "surprise.known", "speed.carried", "heat.carried")
+    own = ("speed.carried", "heat.carried", "speed.expected", "heat.expected")
+    assert names[first : first + COLUMNS] == SURPRISE + own
     for begin in range(0, EVENTS, size):
         part = batch.take(np.arange(begin, min(begin + size, EVENTS)))
-        found.append(store.step(part, part.time_M).encoded.context_BC[:, first : first + 5])
+        found.append(store.step(part, part.time_M).encoded.context_BC[:, first : first + COLUMNS])
     expected = reading_by_reading(batch)
     assert np.array_equal(np.concatenate(found), expected)
     assert expected[:, 0].max() > 0.0
@@ -97,3 +101,8 @@ def test_without_surprise_nothing_is_kept_and_the_digest_stays() -> None:
 def test_surprise_needs_a_number() -> None:
     with pytest.raises(PipelineError, match=r"surprise.learn = 300: expected 0, since there is no number field"):
         pipeline(fields='door = { type = "boolean" }')
+
+
+def test_a_field_does_not_take_the_name_of_the_columns() -> None:
+    with pytest.raises(PipelineError, match=r"fields = 'surprise': expected another name"):
+        pipeline(fields='surprise = { type = "number" }')

@@ -30,8 +30,9 @@ def surprise_of(series: Series) -> Surprise:
     places, rows = places_of(len(series.channels)), len(series)
     state_W = np.zeros(places.words, np.float32)
     out_TO = np.empty((rows, len(OUT)), np.float32)
-    carried_TC = np.empty((rows, len(series.channels)), np.float32)
+    carried_TC, expected_TC = (np.empty((rows, len(series.channels)), np.float32) for _ in range(2))
     hour_T = series.time_T // HOUR_MS % HOURS
     values_TC = np.ascontiguousarray(series.values_TC, np.float64)
-    advance_readings(places, state_W, values_TC, hour_T, np.arange(rows) < series.prefix, out_TO, carried_TC)
+    learning_T = np.arange(rows) < series.prefix
+    advance_readings(places, state_W, values_TC, hour_T, learning_T, out_TO, carried_TC, expected_TC)
     return Surprise(out_TO[:, SCORE].astype(np.float64), out_TO[:, ONSET].astype(np.float64), carried_TC)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.surprise.forecast import RIDGE, refit
 from models.surprise.memory import places_of
-from models.surprise.reading import FIRST, KNOWN, ONSET, OUT, SCORE, advance_readings
+from models.surprise.reading import CARRIED, FIRST, KNOWN, ONSET, OUT, RANK, SCORE, advance_readings
 
 ROWS, LEARNT, FAULT = 3000, 1500, 2400
 
@@ -21,6 +21,7 @@ Fault = Callable[[NDArray[np.float64]], None]
 class Found(NamedTuple):
     out_MO: NDArray[np.float32]
     carried_MC: NDArray[np.float32]
+    expected_MC: NDArray[np.float32]
     state_W: NDArray[np.float32]
 
 
@@ -28,10 +29,11 @@ def judge(reading_MC: NDArray[np.float64], learnt: int = LEARNT, state_W: NDArra
     rows, channels = reading_MC.shape
     places = places_of(channels)
     state_W = np.zeros(places.words, np.float32) if state_W is None else state_W.copy()
-    out_MO, carried_MC = np.empty((rows, len(OUT)), np.float32), np.empty((rows, channels), np.float32)
-    hour_M = np.arange(rows) // 60 % 24
-    advance_readings(places, state_W, reading_MC.copy(), hour_M, np.arange(rows) < learnt, out_MO, carried_MC)
-    return Found(out_MO, carried_MC, state_W)
+    out_MO = np.empty((rows, len(OUT)), np.float32)
+    carried_MC, expected_MC = (np.empty((rows, channels), np.float32) for _ in range(2))
+    hour_M, learning_M = np.arange(rows) // 60 % 24, np.arange(rows) < learnt
+    advance_readings(places, state_W, reading_MC.copy(), hour_M, learning_M, out_MO, carried_MC, expected_MC)
+    return Found(out_MO, carried_MC, expected_MC, state_W)
 
 
 def machine(seed: int = 0, channels: int = 4, rows: int = ROWS) -> NDArray[np.float64]:
@@ -63,9 +65,9 @@ def test_readings_one_by_one_are_as_all_at_once() -> None:
     state_W = np.zeros(places_of(2).words, np.float32)
     hour_M, learning_M = np.arange(700) // 60 % 24, np.zeros(700, np.bool_)
     for m in range(700):
-        out_MO, carried_MC = np.empty((1, len(OUT)), np.float32), np.empty((1, 2), np.float32)
-        now = slice(m, m + 1)
-        advance_readings(places_of(2), state_W, reading_MC[now], hour_M[now], learning_M[now], out_MO, carried_MC)
+        out_MO, now = np.empty((1, len(OUT)), np.float32), slice(m, m + 1)
+        each = np.empty((2, 1, 2), np.float32)
+        advance_readings(places_of(2), state_W, reading_MC[now], hour_M[now], learning_M[now], out_MO, *each)
         assert np.array_equal(out_MO[0], whole.out_MO[m])
     assert np.array_equal(state_W, whole.state_W)
 
@@ -198,3 +200,28 @@ def test_weights_are_those_of_a_ridge_regression() -> None:
 
 def test_a_sensor_fits_into_16_kilobytes() -> None:
     assert 4 * places_of(8).words <= 16 * 1024
+
+
+def test_a_rank_is_the_share_of_earlier_scores_below() -> None:
+    """Under normal operation a score of rank .9 or more is about one in ten; a fault has a rank of nearly 1."""
+    quiet = judge(machine(11, rows=20_000)).out_MO[LEARNT:, RANK]
+    assert 0.02 < (quiet >= 0.9).mean() < 0.2
+    broken_MC = machine(11)
+    broken_MC[FAULT:, 0] += 500.0
+    assert judge(broken_MC).out_MO[FAULT + 5 : FAULT + 50, RANK].min() > 0.99
+
+
+def test_what_was_expected_is_in_the_readings_units() -> None:
+    """The reference forecast explains most of a quiet machine, and does not follow a spike."""
+    reading_MC = machine(12)
+    found = judge(reading_MC)
+    rest_MC = (reading_MC - found.expected_MC)[LEARNT:]
+    assert (rest_MC.var(0) < 0.3 * reading_MC[LEARNT:].var(0)).all()
+    spiked_MC = reading_MC.copy()
+    spiked_MC[FAULT, 0] += 500.0
+    assert np.array_equal(judge(spiked_MC).expected_MC[FAULT], found.expected_MC[FAULT])
+
+
+def test_what_the_channels_carry_adds_up() -> None:
+    found = judge(machine(13))
+    assert np.allclose(found.carried_MC.sum(1), found.out_MO[:, CARRIED], rtol=1e-6)
