@@ -84,13 +84,18 @@ def input_groups(inputs: InputSpec) -> list[Group]:
 
 
 def explain(
-    logits_after: LogitsAfter, inputs: InputSpec, scaling: Scaling, encoded: Encoded, n: int
+    logits_after: LogitsAfter,
+    inputs: InputSpec,
+    scaling: Scaling,
+    encoded: Encoded,
+    n: int,
+    without: Set[str] = frozenset(),
 ) -> list[list[Reason]]:
     """For each window its `n` reasons of greatest effect, greatest first (fewer if there are fewer groups).
 
-    logits_after: an engine's. scaling: what training saw of the inputs.
+    logits_after: an engine's. scaling: what training saw of the inputs. without: names of groups that are no reasons.
     """
-    groups = input_groups(inputs)
+    groups = [group for group in input_groups(inputs) if group.name not in without]
     step = max(1, ROWS_PER_CALL // (len(groups) + 1))
     reasons: list[list[Reason]] = []
     for start in range(0, len(encoded), step):

@@ -30,7 +30,7 @@ from models.features.encoded import Encoded, InputSpec
 from models.features.layout import Layout
 from models.pipeline.load import digest
 from models.pipeline.spec import Pipeline
-from models.weights import read_weights, weight_shapes
+from models.weights import SURPRISE, read_weights, weight_shapes
 
 __all__ = ["FORMAT", "Bundle", "BundleInfo", "Golden", "check_inputs", "load_bundle", "read_info"]
 
@@ -58,6 +58,13 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     metrics: dict[str, Any]
     training: dict[str, Any]
+
+    def probabilities(self, score_B: NDArray[np.float32], encoded: Encoded) -> NDArray[np.float32]:
+        """probability_B of the windows' scores: by the curve, or, without labels to fit one on, the score's rank among
+        the entity's own."""
+        if self.architecture == SURPRISE:
+            return encoded.context_BC[:, self.inputs.context.index("surprise.rank")].copy()
+        return self.calibration.apply(score_B)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +95,6 @@ class Bundle:
     @property
     def threshold(self) -> float:
         return self.info.threshold
-
-    @property
-    def calibration(self) -> Calibration:
-        return self.info.calibration
 
 
 def read_info(folder: Path) -> BundleInfo:
@@ -196,7 +199,7 @@ def _golden(info: BundleInfo, data: bytes) -> Golden:
     known = ((encoded.codes_BLK >= 0) & (encoded.codes_BLK < sizes)).all()
     if rows == 0 or not encoded.mask_BL[:, -1].all() or not known:
         raise BundleError("golden", f"{GOLDEN}: expected windows that end with an event, and codes below {sizes}")
-    off = float(np.max(np.abs(info.calibration.apply(case["score_B"]) - case["probability_B"])))
+    off = float(np.max(np.abs(info.probabilities(case["score_B"], encoded) - case["probability_B"])))
     if not off <= CURVE_TOLERANCE:  # NaN is refused, too
         raise BundleError("golden", f"probability_B is off by {off:.3g}: expected at most {CURVE_TOLERANCE:.0e}")
     return Golden(encoded, case["score_B"])

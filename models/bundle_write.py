@@ -83,17 +83,17 @@ def write_bundle(
     info = BundleInfo(version=f"{stamp}-{content[:6]}", **facts)
     files = {
         INFO: _json(info), WEIGHTS: weights, ONNX: to_onnx(detector),
-        GOLDEN: _golden(detector, calibration, golden.take(slice(0, GOLDEN_ROWS))), CARD: card(info).encode(),
+        GOLDEN: _golden(detector, info, golden.take(slice(0, GOLDEN_ROWS))), CARD: card(info).encode(),
     }  # fmt: skip
     return _write(folder, files, pipeline)
 
 
-def _golden(detector: Detector, calibration: Calibration, golden: Encoded) -> bytes:
+def _golden(detector: Detector, info: BundleInfo, golden: Encoded) -> bytes:
     score_B = scores_of(TorchEngine(detector).logits(golden))
     arrays = {
         "x_BLF": golden.x_BLF, "codes_BLK": golden.codes_BLK, "mask_BL": golden.mask_BL,
         "context_BC": golden.context_BC, "verdicts_BJSG": golden.verdicts_BJSG,
-        "score_B": score_B, "probability_B": calibration.apply(score_B),
+        "score_B": score_B, "probability_B": info.probabilities(score_B, golden),
     }  # fmt: skip
     return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 

@@ -13,16 +13,18 @@ from models.attribution import Reason, explain
 from models.bundle import Bundle, load_bundle
 from models.engines import Choice, EngineName, Measured, choose, scores_of
 from models.engines.base import Precision
+from models.features.encoded import SURPRISE as SURPRISE_COLUMNS
 from models.features.encoded import Encoded
 from models.pipeline.spec import Pipeline
-from models.weights import Scaling
+from models.weights import SURPRISE, Scaling
 
 __all__ = ["Scorer", "Scores", "load_scorer"]
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of B events. score_B: float32 in [0, 1], higher is stranger. probability_B: float32, calibrated."""
+    """Of B events. score_B: float32 in [0, 1], higher is stranger. probability_B: float32, calibrated;
+    without labels, the score's rank among the entity's own."""
 
     score_B: NDArray[np.float32]
     probability_B: NDArray[np.float32]
@@ -63,11 +65,14 @@ class Scorer:
     def score(self, encoded: Encoded) -> Scores:
         """Scores of all windows, in order; any number of them, also none."""
         score_B = scores_of(self._logits(encoded))
-        return Scores(score_B, self.bundle.calibration.apply(score_B))
+        return Scores(score_B, self.bundle.info.probabilities(score_B, encoded))
 
     def explain(self, encoded: Encoded, n: int) -> list[list[Reason]]:
         """The n strongest reasons of each window. Costs many scores a window: for alerts only."""
-        return explain(self._logits_after, self.bundle.info.inputs, self._scaling, encoded, n)
+        info = self.bundle.info
+        # of the detector without labels the fields that carried its score are reasons, not the score itself
+        without = frozenset(SURPRISE_COLUMNS) if info.architecture == SURPRISE else frozenset()
+        return explain(self._logits_after, info.inputs, self._scaling, encoded, n, without)
 
     def _logits(self, encoded: Encoded) -> NDArray[np.float32]:
         with self._one_at_a_time:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from models.features.encoded import InputSpec
 
 __all__ = [
-    "ARCHITECTURES", "Scaling", "Weights", "cnn_dilations", "layer_width", "read_weights", "verdict_width",
-    "weight_shapes",
+    "ARCHITECTURES", "SURPRISE", "SURPRISE_LIMIT", "Scaling", "Weights", "cnn_dilations", "layer_width", "read_weights",
+    "surprise_columns", "verdict_width", "weight_shapes",
 ]  # fmt: skip
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -26,6 +26,8 @@ Shapes = dict[str, tuple[int, ...]]
 CNN_KERNEL = 3  # events that a convolution sees
 TRANSFORMER_LAYERS, FEED_FORWARD = 2, 2  # the second: times as wide within a layer
 WIDTH_STEP = 16  # below 12 columns, MKL's kernels round a row by where it stands in its block
+SURPRISE = "surprise"  # the architecture without a trunk
+SURPRISE_LIMIT = 1e-6  # logits of scores nearer to 0 or 1 say no more
 WIDEST_VERDICTS = 32  # a verdict is a handful of numbers, and each costs a step
 
 
@@ -56,22 +58,37 @@ def weight_shapes(architecture: str, inputs: InputSpec, hidden: int, embedding: 
 
     Raises ValueError for an architecture that is not known, and for sizes below 1.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture = {architecture!r}: expected one of {', '.join(sorted(ARCHITECTURES))}")
+    if architecture not in (*ARCHITECTURES, SURPRISE):
+        known = ", ".join(sorted([*ARCHITECTURES, SURPRISE]))
+        raise ValueError(f"architecture = {architecture!r}: expected one of {known}")
     if hidden < 1 or embedding < 1:
         raise ValueError(f"hidden = {hidden}, embedding = {embedding}: expected at least 1")
-    x, context, trunk = len(inputs.x), len(inputs.context), ARCHITECTURES[architecture]
+    x, context = len(inputs.x), len(inputs.context)
     profiles, verdicts, features = inputs.verdict_shape
     shared: Shapes = {
         "x_mean_F": (x,), "x_std_F": (x,), "context_mean_C": (context,), "context_std_C": (context,),
         "verdict_mean_JG": (profiles, features), "verdict_std_JG": (profiles, features),
-        "table.weight": (max(sum(rows for _, rows in inputs.codes), 1), embedding),
     }  # fmt: skip
+    if architecture == SURPRISE:
+        surprise_columns(inputs)
+        return shared
+    trunk = ARCHITECTURES[architecture]
+    shared["table.weight"] = (max(sum(rows for _, rows in inputs.codes), 1), embedding)
     event, width, narrow = x + len(inputs.codes) * embedding, layer_width(hidden), verdict_width(hidden)
     shared |= _named("trunk", trunk(event, width, inputs.length))
     for j in range(profiles):
         shared |= _named(f"verdict_trunks.{j}", trunk(features, narrow, verdicts))
     return shared | _head(width + profiles * narrow + event + context, width)
+
+
+def surprise_columns(inputs: InputSpec) -> tuple[int, int, list[int]]:
+    """Columns of context: the score, what all fields carry, what each does. Raises ValueError where there are none."""
+    names = inputs.context
+    if "surprise" not in names:
+        raise ValueError(f"architecture = {SURPRISE!r}: expected a pipeline with [surprise] learn above 0")
+    total = names.index("surprise.carried")
+    carried = [c for c, name in enumerate(names) if name.endswith(".carried") and c != total]
+    return names.index("surprise"), total, carried
 
 
 def read_weights(data: bytes, shapes: Shapes) -> dict[str, NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from torch import nn
 from models.bundle import Bundle, load_bundle
 from models.bundle_write import write_bundle
 from models.clock import DAY_MS
-from models.detectors import Detector, build_detector
+from models.detectors import SequenceDetector
 from models.engines.torch_engine import detector_of
 from models.errors import BundleError
 from models.features.encoded import Encoded
@@ -160,7 +160,7 @@ def finetune_history(
 def write_trained(
     out: Path,
     pipeline: Pipeline,
-    detector: Detector,
+    detector: SequenceDetector,
     holdout: Part,
     score_N: NDArray[np.float32],
     split: Split,
@@ -183,7 +183,7 @@ def write_trained(
 
 def new_detector(
     pipeline: Pipeline, train: Part, seed: int, start: Start | None = None
-) -> tuple[Detector, dict[str, str | None]]:
+) -> tuple[SequenceDetector, dict[str, str | None]]:
     """The detector to train, and the versions of what it starts from.
 
     Another bundle's as it is; or a new one, scaled on these windows, whose logit begins at the prior, and which
@@ -192,10 +192,10 @@ def new_detector(
     start = start or Start()
     if start.bundle is not None:
         bundle = load_bundle(start.bundle, pipeline)
-        return detector_of(bundle), {"started_from": bundle.version, "pretrained": None}
+        return cast(SequenceDetector, detector_of(bundle)), {"started_from": bundle.version, "pretrained": None}
     torch.manual_seed(seed)
     spec = pipeline.detector
-    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
+    detector = SequenceDetector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
     detector.fit_scaler(train.encoded)
     prior = min(max(train.prior, 1e-6), 0.5)
     with torch.no_grad():

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from models.detectors import Detector
+from models.detectors import SequenceDetector
 from models.detectors.base import tensors
 from models.engines.base import scores_of
 from models.engines.torch_engine import TorchEngine
@@ -78,7 +78,7 @@ class Fitted:
 
 
 def fit(
-    detector: Detector,
+    detector: SequenceDetector,
     train: Part,
     validation: Part,
     recipe: Recipe,
@@ -116,7 +116,7 @@ def fit(
 
 
 def refit(
-    detector: Detector,
+    detector: SequenceDetector,
     train: Part,
     recipe: Recipe,
     epochs: int,
@@ -144,13 +144,13 @@ def refit(
     return fitted
 
 
-def score(detector: Detector, encoded: Encoded) -> NDArray[np.float32]:
+def score(detector: SequenceDetector, encoded: Encoded) -> NDArray[np.float32]:
     """score_B as `models.scorer` gives it."""
     detector.eval()
     return scores_of(TorchEngine(detector).logits(encoded))
 
 
-def _loop(detector: Detector, train: Part, recipe: Recipe) -> Loop[Detector]:
+def _loop(detector: SequenceDetector, train: Part, recipe: Recipe) -> Loop[SequenceDetector]:
     named = list(detector.named_parameters())
     trunk = [p for name, p in named if in_trunk(name)]
     rest = [p for name, p in named if not in_trunk(name)]
@@ -161,7 +161,7 @@ def _loop(detector: Detector, train: Part, recipe: Recipe) -> Loop[Detector]:
     )  # fmt: skip
 
 
-def _loss(detector: Detector, train: Part, recipe: Recipe) -> Callable[[Tensor, Generator], Tensor]:
+def _loss(detector: SequenceDetector, train: Part, recipe: Recipe) -> Callable[[Tensor, Generator], Tensor]:
     inputs, fraud_N = tensors(train.encoded), torch.from_numpy(train.fraud_N.astype(np.float32))
     offset = -math.log(train.legit_share)
     augmenter = Augmenter(detector.inputs) if recipe.augment else None
@@ -176,7 +176,7 @@ def _loss(detector: Detector, train: Part, recipe: Recipe) -> Callable[[Tensor, 
 
 
 def _checkpoint(
-    path: Path | None, detector: Detector, recipe: Recipe, train: Part, validation: Part, what: str = "fit"
+    path: Path | None, detector: SequenceDetector, recipe: Recipe, train: Part, validation: Part, what: str = "fit"
 ) -> Checkpoint | None:
     if path is None:
         return None
@@ -195,7 +195,7 @@ def _arrays(part: Part) -> list[NDArray[Any]]:
     return [*(getattr(encoded, name) for name in Encoded.__slots__), part.fraud_N, share]
 
 
-def _save(saved: Checkpoint, loop: Loop[Detector], best: dict[str, Tensor], fitted: Fitted) -> None:
+def _save(saved: Checkpoint, loop: Loop[SequenceDetector], best: dict[str, Tensor], fitted: Fitted) -> None:
     tensors, facts = loop.state()
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     saved.save(tensors, {"loop": facts, "fitted": asdict(fitted)})

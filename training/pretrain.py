@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from models.clock import to_iso
-from models.detectors import Detector, build_detector
+from models.detectors import SequenceDetector
 from models.detectors.base import tensors
 from models.features.encoded import Encoded
 from models.features.layout import Layout
@@ -102,7 +102,7 @@ def pretrain_history(
     real, changed = _windows(history, end_ms, recipe, lambda done, total: tell("replay", done, total, ""))
     spec = pipeline.detector
     torch.manual_seed(recipe.seed)
-    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
+    detector = SequenceDetector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
     detector.fit_scaler(real)
     train, checked = _Windows.divide(real, changed)
     losses = _train(detector, train, checked, recipe, lambda epoch, note: tell("pre-train", epoch, recipe.epochs, note))
@@ -143,7 +143,7 @@ def _cut(windows: Encoded) -> tuple[Encoded, Encoded]:
 class Tasks(nn.Module):
     """A detector and the heads of two tasks; calling it gives the losses of a batch."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: SequenceDetector) -> None:
         super().__init__()
         self.detector, self.numbers = detector, len(detector.inputs.x)
         self.rows = [rows for _, rows in detector.inputs.codes]
@@ -221,7 +221,11 @@ def _windows(
 
 
 def _train(
-    detector: Detector, windows: _Windows, checked: _Windows, recipe: PretrainRecipe, report: Callable[[int, str], None]
+    detector: SequenceDetector,
+    windows: _Windows,
+    checked: _Windows,
+    recipe: PretrainRecipe,
+    report: Callable[[int, str], None],
 ) -> dict[str, list[float]]:
     """In place; the losses of every epoch, on the windows and on those that are only checked."""
     model = Tasks(detector)

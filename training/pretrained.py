@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from models.clock import from_iso
-from models.detectors import Detector
+from models.detectors import SequenceDetector
 from models.pipeline.load import digest
 from models.pipeline.spec import Pipeline
 from training.errors import PretrainedError
@@ -34,7 +34,7 @@ INFO, WEIGHTS, MANIFEST = "pretrained.json", "weights.safetensors", "MANIFEST.js
 SCALERS = {"x_std_F": "x_mean_F", "context_std_C": "context_mean_C"}
 OWN = ("verdict_trunks.", "verdict_mean_JG", "verdict_std_JG")  # of what is not pre-trained
 LAST_BIAS = "head.5.bias"
-UNSCALED = 1.0  # the standard deviation of a column that did not vary, as `Detector.fit_scaler` sets it
+UNSCALED = 1.0  # the standard deviation of a column that did not vary, as `SequenceDetector.fit_scaler` sets it
 
 
 class _Info(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +62,7 @@ def is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def write_pretrained(folder: Path, pipeline: Pipeline, detector: Detector, training: dict[str, Any]) -> str:
+def write_pretrained(folder: Path, pipeline: Pipeline, detector: SequenceDetector, training: dict[str, Any]) -> str:
     """Write a detector without what reads verdicts into a new or empty folder; its version, a digest of the weights.
 
     training: JSON values, on what and how. Raises PretrainedError, reason `exists` or `weights` (not finite).
@@ -97,7 +97,7 @@ def pretrained_end(folder: Path) -> int:
 
 
 @torch.no_grad()
-def load_pretrained(folder: Path, pipeline: Pipeline, detector: Detector) -> str:
+def load_pretrained(folder: Path, pipeline: Pipeline, detector: SequenceDetector) -> str:
     """Put the pre-trained weights into a detector that is scaled; its version.
 
     The detector keeps what reads verdicts, its last bias (the prior of fraud), and the scaling of columns that did not

@@ -98,7 +98,8 @@ def _systems(history: History, options: ProtocolOptions, report: Report) -> tupl
         epochs=options.epochs, batch=options.batch, learning_rate=options.learning_rate, max_legit=options.max_legit,
         seed=options.seed, threads=options.threads,
     )  # fmt: skip
-    names = options.architecture or [pipeline.detector.architecture]
+    own = pipeline.detector.architecture
+    names = options.architecture or [own if own != "surprise" else "gru"]  # protocols of labels
     systems: list[System] = [
         Neural(
             pipeline, name, recipe, refit=options.refit, out=options.out, checkpoint=options.checkpoint, report=report

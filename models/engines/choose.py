@@ -28,7 +28,7 @@ from models.engines.base import TOLERANCE, Engine, scores_of
 from models.engines.blocks import probe_windows
 from models.errors import BundleError
 from models.features.encoded import Encoded
-from models.weights import Scaling
+from models.weights import SURPRISE, Scaling
 
 __all__ = ["LARGE", "SMALL", "Choice", "EngineName", "Measured", "check_golden", "choose", "fastest", "measure"]
 
@@ -53,7 +53,7 @@ class _Kind:
 
 
 KINDS = {
-    "native": _Kind("native_engine", "build", None, architectures=("gru",)),
+    "native": _Kind("native_engine", "build", None, architectures=("gru", SURPRISE)),
     "native-int16": _Kind("native_engine", "build_int16", None, architectures=("gru",)),
     "onnxruntime": _Kind("onnx_engine", "build", "onnx", needs_onnx=True),
     "openvino": _Kind("openvino_engine", "build", "openvino", needs_onnx=True),

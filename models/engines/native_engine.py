@@ -1,4 +1,5 @@
-"""The GRU detector in this project's own compiled kernels (`native_gru`): the fastest where it fits, and no framework.
+"""Detectors in this project's own compiled kernels (`native_gru`, `native_surprise`): the fastest where they fit, and
+no framework.
 
 The kernels are compiled when they are first imported on a machine and then kept on disk.
 """
@@ -11,25 +12,31 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.engines.base import Engine, Precision
 from models.engines.native_gru import NativeGru
+from models.engines.native_surprise import NativeSurprise
 from models.features.encoded import Encoded
+from models.weights import SURPRISE
 
 __all__ = ["NativeEngine", "build"]
 
 
 class NativeEngine(Engine):
-    """Runs architecture `gru`, in one thread."""
+    """Runs architectures `gru` and `surprise`, in one thread."""
 
     def __init__(self, bundle: Bundle, short: bool = False) -> None:
         info = bundle.info
         self.precision: Precision
         self.name, self.precision = ("native-int16", "int16") if short else ("native", "float32")
-        self._gru = NativeGru(bundle.weights, info.inputs, info.hidden, info.embedding, short=short)
+        self._detector = (
+            NativeSurprise(info.inputs)
+            if info.architecture == SURPRISE
+            else NativeGru(bundle.weights, info.inputs, info.hidden, info.embedding, short=short)
+        )
 
     def logits(self, encoded: Encoded) -> NDArray[np.float32]:
-        return self._gru.logits(encoded)
+        return self._detector.logits(encoded)
 
     def logits_after(self, past: Encoded, last: Encoded, past_V: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._gru.logits_after(past, last, past_V)
+        return self._detector.logits_after(past, last, past_V)
 
 
 def build(bundle: Bundle, threads: int) -> NativeEngine:  # noqa: ARG001, the kernels use one thread

@@ -29,6 +29,8 @@ class _Checks:
             self._profile(f"profiles.{name}", profile)
         if self.p.surprise.learn and not self.p.of_type(NumberField):
             self._fail("surprise.learn", self.p.surprise.learn, "0, since there is no number field to be judged")
+        if self.p.detector.architecture == "surprise" and not self.p.surprise.learn:
+            self._fail("detector.architecture", "surprise", "surprise.learn above 0 beside it: events to learn from")
         if self.p.surprise.learn and "surprise" in self.p.fields:
             self._fail("fields", "surprise", "another name: columns of context are called so")
         self._label_keys_are_unique()

@@ -154,7 +154,7 @@ class Labels(_Part, frozen=True):
 class Detector(_Part, frozen=True):
     """`[detector]`: the model that reads the window."""
 
-    architecture: Literal["gru", "transformer", "cnn"] = "gru"
+    architecture: Literal["gru", "transformer", "cnn", "surprise"] = "gru"  # the last learns without labels
     hidden: Annotated[int, Meta(ge=4, le=1024)] = 64
     embedding: Annotated[int, Meta(ge=1, le=64)] = 8  # numbers a category is turned into
 

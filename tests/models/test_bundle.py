@@ -46,7 +46,7 @@ def test_what_is_written_comes_back(make_bundle, pipeline, detector, make_window
     """Everything a caller gave is in the loaded bundle, and torch gives the same bits with it."""
     bundle = make_bundle()
     assert sorted(os.listdir(bundle.folder)) == FILES
-    assert (bundle.threshold, bundle.calibration) == (0.75, Calibration((0.0, 0.5, 1.0), (0.0, 0.02, 0.9)))
+    assert (bundle.threshold, bundle.info.calibration) == (0.75, Calibration((0.0, 0.5, 1.0), (0.0, 0.02, 0.9)))
     info = bundle.info
     assert (info.metrics, info.training) == ({"average_precision": 0.5}, {"events": 50, "seed": 5})
     assert (info.architecture, info.hidden, info.embedding, info.pipeline) == ("gru", 6, 3, "small")
