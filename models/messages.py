@@ -11,14 +11,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 __all__ = [
-    "SCHEMA_VERSION", "Alert", "Explanation", "Score", "dead_letter_headers", "decode_score", "encode",
+    "INSUFFICIENT", "SCHEMA_VERSION", "Alert", "Episode", "Explanation", "Score",
+    "dead_letter_headers", "decode_score", "encode",
     "encode_scores", "rounded", "rounded_each",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1
+INSUFFICIENT = "insufficient history"
 SCORE_DIGITS = 9  # float32 has no more; the text is shorter and the same on every machine
 
 
@@ -34,6 +37,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
     alert: bool
     model: str  # version of the bundle
+    status: str | UnsetType = UNSET  # INSUFFICIENT where the score says nothing yet; absent otherwise
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,10 +46,22 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     feature: str
     value: float | str | bool | None  # the event's own where the feature is a field of it
     effect: float
+    expected: float | UnsetType = UNSET  # what was forecast for the field, where surprise has judged it
+
+
+class Episode(msgspec.Struct, frozen=True, kw_only=True):
+    """The run of strange events that an alert belongs to, as it stands with this event."""
+
+    id: str  # the alert_id that opened it
+    state: str  # open, update, close
+    opened_at: str  # ISO-8601, UTC
+    events: int  # that reached the threshold
+    peak_score: float
+    quiet: int | UnsetType = UNSET  # of an opening: events at the threshold since the last end that it stands for
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One event that does not belong."""
+    """One event that does not belong, or a turn in an episode of such events."""
 
     schema: int = SCHEMA_VERSION
     alert_id: str
@@ -60,6 +76,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[Explanation]
     model: str
     event: dict[str, Any]  # the event as it came
+    episode: Episode | UnsetType = UNSET  # where the pipeline has [episodes]
 
 
 _encoder = msgspec.json.Encoder()
@@ -82,10 +99,11 @@ def encode_scores(
     scores: Sequence[float],
     probabilities: Sequence[float],
     alerts: Iterable[bool],
+    statuses: Iterable[str | UnsetType] | None = None,
 ) -> list[bytes]:
     """The JSON of one `Score` for each event; arguments in the order of the events, numbers rounded by the caller."""
     members = (repeat(SCHEMA_VERSION, len(scores)), repeat(pipeline), event_ids, entities, event_times, scores,
-               probabilities, alerts, repeat(model))  # fmt: skip
+               probabilities, alerts, repeat(model), repeat(UNSET) if statuses is None else statuses)  # fmt: skip
     # no line feed stands in JSON text: what separates the lines is at their ends only
     return _encoder.encode_lines(list(map(_ScoreRow, *members))).split(b"\n")[:-1]
 

@@ -1,8 +1,4 @@
-"""From records to columns, and from scores to messages. No Kafka and no Redis.
-
-Everything here is a pure function of the records, what was loaded for them and the model: a batch that is
-processed again gives the same messages, and an event's do not depend on its batch.
-"""
+"""From records to columns: a batch, its parts and what came of it. No Kafka and no Redis."""
 
 from __future__ import annotations
 
@@ -16,17 +12,13 @@ import numpy as np
 from faust.types import TP
 from numpy.typing import NDArray
 
-from models.attribution import Reason
 from models.codec import BadRecord, Codec, Decoded
 from models.columns import Distinct
 from models.features.encoded import Encoded
 from models.features.profiles import Increments
-from models.messages import Alert, Explanation, encode, encode_scores, rounded, rounded_each
-from models.policy import alert_id, decide
-from models.scorer import Scorer, Scores
 from stream.store.keys import Position
 
-__all__ = ["Batch", "Messages", "Outcome", "Part", "Share", "decode_batch", "render"]
+__all__ = ["Batch", "Messages", "Outcome", "Part", "Share", "decode_batch"]
 
 
 class Share(NamedTuple):
@@ -182,70 +174,3 @@ def _by_part(
     )
     bounds = np.searchsorted([part for part, _ in rows], np.arange(parts + 1))
     return [entities.texts[place] for _, place in rows], owner_M, bounds
-
-
-def render(codec: Codec, batch: Batch, scorer: Scorer, scores: Scores, detector: str) -> Messages:
-    """Scores of all applied events and alerts of those that reach the threshold. detector: its architecture."""
-    assert batch.outcome is not None
-    events, applied_A = batch.decoded.batch, batch.outcome.applied_A
-    ids, entities = events.event_id, events.entity
-    if len(applied_A) < len(events):
-        applied = applied_A.tolist()
-        ids, entities = [ids[m] for m in applied], [entities[m] for m in applied]
-    # `to_iso` of each, at an eighth of the cost
-    stamps_A = events.time_M[applied_A].astype("datetime64[ms]")
-    times: list[str] = np.datetime_as_string(stamps_A, timezone="UTC").tolist()
-    numbers: list[float] = rounded_each(np.concatenate([scores.score_B, scores.probability_B])).tolist()
-    count = len(times)
-    facts = _Facts(
-        ids, entities, times, numbers[:count], numbers[count:], decide(scores.score_B, scorer.threshold)
-    )  # fmt: skip
-    values = encode_scores(
-        codec.pipeline.name, scorer.version, ids, entities, facts.times, facts.scores, facts.probabilities,
-        facts.alert_A.tolist(),
-    )  # fmt: skip
-    keys = map(str.encode, entities)
-    return Messages(list(zip(keys, values, strict=True)), _alerts(codec, batch, scorer, facts, detector))
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What messages say of the A applied events; numbers are rounded."""
-
-    ids: list[str]
-    entities: list[str]
-    times: list[str]
-    scores: list[float]
-    probabilities: list[float]
-    alert_A: NDArray[np.bool_]
-
-
-def _alerts(codec: Codec, batch: Batch, scorer: Scorer, facts: _Facts, detector: str) -> dict[int, tuple[bytes, bytes]]:
-    """The alerts of a batch, by the place of their window, explained in one call."""
-    raised = np.flatnonzero(facts.alert_A)
-    if not len(raised):
-        return {}
-    assert batch.outcome is not None
-    pipeline, windows = codec.pipeline, batch.outcome.encoded.take(raised)
-    records_A = batch.decoded.good[batch.outcome.applied_A]
-    alerts = {}
-    for a, why in zip(raised.tolist(), scorer.explain(windows, pipeline.policy.reasons), strict=True):
-        event = codec.decode_one(batch.records[int(records_A[a])].value)
-        alert = Alert(
-            alert_id=alert_id(pipeline.name, facts.ids[a], detector), pipeline=pipeline.name, event_id=facts.ids[a],
-            entity=facts.entities[a], event_time=facts.times[a], detector=detector, score=facts.scores[a],
-            probability=facts.probabilities[a], threshold=rounded(scorer.threshold), model=scorer.version,
-            reasons=[_explanation(codec, event, reason) for reason in why], event=event,
-        )  # fmt: skip
-        alerts[a] = (facts.entities[a].encode(), encode(alert))
-    return alerts
-
-
-def _explanation(codec: Codec, event: dict[str, Any], reason: Reason) -> Explanation:
-    """A reason in the event's own terms where it names a field: its value, not what the detector makes of it."""
-    value = reason.value
-    if reason.feature in codec.pipeline.fields and codec.pipeline.json_key(reason.feature) in event:
-        value = event[codec.pipeline.json_key(reason.feature)]
-    if isinstance(value, float | np.floating):
-        value = rounded(float(value))
-    return Explanation(feature=reason.feature, value=value, effect=rounded(reason.effect))

@@ -41,7 +41,8 @@ from stream.flight import Flight, overlay
 from stream.lane import DEPTH, GivenUp, GoOn
 from stream.observe import observe_many
 from stream.publisher import Publisher
-from stream.scoring import Share, decode_batch, render
+from stream.rendering import render
+from stream.scoring import Share, decode_batch
 from stream.stepping import advance, writes_of
 from stream.store.keys import Position
 from stream.store.outbox import Outbox

@@ -104,8 +104,8 @@ def _advance_entity(
     sums_HS = state.double_W[DECAYED:]
     remembered = DECAYED + len(scratch.before_HS)
     half = _first_row(facts, scratch)
-    habits = half - facts.surprise - habit_words(facts)
-    remembered_W, habit_W = state.long_W[remembered:], state.real_W[habits : half - facts.surprise]
+    habits = half - facts.beside - habit_words(facts)
+    remembered_W, habit_W = state.long_W[remembered:], state.real_W[habits : half - facts.beside]
     width = ROW_HEAD + facts.values + facts.hashes
     kept = _read_rows(facts, state, section, half)
     stop = kept
@@ -138,9 +138,9 @@ def _advance_entity(
 
 @inlined
 def _first_row(facts: Facts, scratch: Scratch) -> int:
-    """The half-word of a buffer at which the rows begin: behind the sums, what is remembered, habits and surprise."""
+    """The half-word of a buffer at which the rows begin: behind the sums, what is remembered, habits and the rest."""
     remembered = 2 * (facts.hashes - len(facts.buckets_K))
-    return 2 * (DECAYED + len(scratch.before_HS) + remembered) + habit_words(facts) + facts.surprise
+    return 2 * (DECAYED + len(scratch.before_HS) + remembered) + habit_words(facts) + facts.beside
 
 
 @inlined

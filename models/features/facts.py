@@ -24,7 +24,7 @@ class Facts(NamedTuple):
     hashes: int  # categories, then entities
     columns: int  # of one event of the window
     context: int  # columns of context before those of surprise and profiles
-    surprise: int  # words of 4 bytes that surprise remembers
+    beside: int  # words of 4 bytes of a state that are not advanced with the window: of surprise and of the episode
     horizon_H: NDArray[np.float64]
     how_P: NDArray[np.int64]
     optional_P: NDArray[np.int64]

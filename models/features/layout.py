@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.episodes import EPISODE
 from models.features.encoded import RUN_FEATURES, SURPRISE, InputSpec
 from models.features.facts import Facts
 from models.features.habit import HABIT, NOVELTY, PLACE, habit_columns
@@ -133,6 +134,7 @@ class Layout:
             ("novelties", NOVELTY, (len(self.other_entities),)),
             ("places", PLACE, (len(self.geo_names),)),
             ("surprise", "<f4", (self.surprise.words if self.surprise else 0,)),
+            ("episode", EPISODE, (1 if self.pipeline.episodes.calm else 0,)),
             ("rows", row, (self.length,)),  # oldest first; rows at the end are the newest
         ])  # fmt: skip
 
@@ -141,6 +143,8 @@ class Layout:
         facts: list[object] = [self.values, self.hashes, self.length, self.pipeline.window.horizons_ms, transforms]
         if self.surprise is not None:
             facts.append(self.surprise)
+        if self.pipeline.episodes.calm:
+            facts.append(EPISODE.itemsize)
         return zlib.crc32(msgspec.json.encode(facts))
 
     def _facts(self) -> Facts:
@@ -154,7 +158,7 @@ class Layout:
             hashes=hashes,
             columns=len(self.inputs.x),
             context=1 + numbers + hashes + len(horizons) * (1 + 4 * numbers + hashes) + habits,
-            surprise=self.surprise.words if self.surprise else 0,
+            beside=sum(self.state_dtype[name].itemsize for name in ("surprise", "episode")) // 4,
             horizon_H=np.array(horizons, dtype=np.float64),
             how_P=np.array([self.transform(name) for name in plain], dtype=np.int64),
             optional_P=np.array([p for p, name in enumerate(plain) if name in self.optional_values], dtype=np.int64),

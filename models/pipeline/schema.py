@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.messages import SCHEMA_VERSION
+from models.episodes import KINDS
+from models.messages import INSUFFICIENT, SCHEMA_VERSION
 from models.pipeline.spec import (
     BooleanField,
     CategoryField,
@@ -129,7 +130,11 @@ def _score_schema(pipeline: Pipeline) -> Json:
     properties = _common(pipeline) | {
         "alert": {"type": "boolean", "description": "whether the score reached the model's threshold"},
     }
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    required = list(properties)
+    if pipeline.surprise.learn:
+        about = "there if too little is known of the entity: the score says nothing yet"
+        properties["status"] = {"const": INSUFFICIENT, "description": about}
+    return {"type": "object", "properties": properties, "required": required}
 
 
 def _alert_schema(pipeline: Pipeline) -> Json:
@@ -149,11 +154,34 @@ def _alert_schema(pipeline: Pipeline) -> Json:
         },
         "event": {"type": "object", "description": "the event as it came"},
     }
+    if pipeline.episodes.calm:
+        properties["episode"] = _episode_schema()
+    if pipeline.surprise.learn:
+        reason["expected"] = {"type": "number", "description": "what was forecast for the field, in its unit"}
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _episode_schema() -> Json:
+    properties = {
+        "id": TEXT | {"description": "the alert_id that opened it"},
+        "state": {"enum": [kind for kind in KINDS if kind]},
+        "opened_at": INSTANT,
+        "events": {"type": "integer", "minimum": 1, "description": "that reached the threshold so far"},
+        "peak_score": UNIT,
+    }
+    quiet = {"type": "integer", "minimum": 0, "description": "of an opening: events that were kept quiet before it"}
+    about = "the run of strange events of this entity that the alert belongs to"
+    return {
+        "type": "object", "description": about, "properties": properties | {"quiet": quiet},
+        "required": list(properties),
+    }  # fmt: skip
 
 
 def _common(pipeline: Pipeline) -> dict[str, Json]:
     """What a score and an alert both say."""
+    meaning = "of fraud, calibrated on labelled events"
+    if pipeline.detector.architecture == "surprise":
+        meaning = "the share of the entity's own earlier events that scored lower"
     return {
         "schema": {"const": SCHEMA_VERSION},
         "pipeline": {"const": pipeline.name},
@@ -161,7 +189,7 @@ def _common(pipeline: Pipeline) -> dict[str, Json]:
         "entity": TEXT | {"description": f"the event's {pipeline.entity}"},
         "event_time": INSTANT,
         "score": UNIT | {"description": "higher is stranger"},
-        "probability": UNIT | {"description": "of fraud, calibrated on labelled events"},
+        "probability": UNIT | {"description": meaning},
         "model": TEXT | {"description": "version of the model bundle"},
     }
 

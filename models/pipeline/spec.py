@@ -14,7 +14,7 @@ from msgspec import Meta
 from models.clock import duration_ms
 
 __all__ = [
-    "BooleanField", "CategoryField", "Detector", "EntityField", "Field", "GeoField", "IdField", "Labels",
+    "BooleanField", "CategoryField", "Detector", "EntityField", "Episodes", "Field", "GeoField", "IdField", "Labels",
     "NumberField", "Pipeline", "Policy", "Profile", "State", "Stream", "Surprise", "TimeField", "Window",
 ]  # fmt: skip
 
@@ -166,6 +166,26 @@ class Policy(_Part, frozen=True):
     reasons: Annotated[int, Meta(ge=1, le=20)] = 3  # reason codes in an alert
 
 
+class Episodes(_Part, frozen=True):
+    """`[episodes]`: runs of strange events of an entity as one alert that opens, updates and closes."""
+
+    # So many events in a row below `release` times the threshold end an episode. 0: every event that reaches the
+    # threshold is an alert of its own.
+    calm: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    release: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    update: Duration = "1h"  # an episode that lasts says so once in a while; sooner when the score rises by much
+    cooldown: Duration = "30m"  # after an end nothing opens
+    per_day: Annotated[float, Meta(gt=0, le=10_000)] = 24.0  # openings of one entity
+
+    @property
+    def update_ms(self) -> int:
+        return duration_ms(self.update)
+
+    @property
+    def cooldown_ms(self) -> int:
+        return duration_ms(self.cooldown)
+
+
 class State(_Part, frozen=True):
     """`[state]`: how long Redis keeps an entity nobody hears of."""
 
@@ -187,6 +207,7 @@ class Pipeline(_Part, frozen=True):
     labels: Labels = Labels()
     detector: Detector = Detector()
     policy: Policy = Policy()
+    episodes: Episodes = Episodes()
     state: State = State()
 
     @property

@@ -71,7 +71,8 @@ def advance_readings(
     [0, 1), higher is stranger; ONSET in [0, 1), how strongly something new begins with it, 0 mostly; KNOWN, the share
     seen of what has to be before anything is said, 1 from then on; RANK in [0, 1), the share of the entity's earlier
     readings that scored lower, 0 while it is learnt; CARRIED, the sum of carried_MC. carried_MC: how much of the
-    evidence each channel has carried lately, in spreads. expected_MC: what the reference forecast, in the reading's units.
+    evidence each channel has carried lately, in spreads. expected_MC: what the reference forecast, in units of the
+    reading.
     """
     channels = places.channels
     work = _Work(
