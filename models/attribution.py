@@ -89,13 +89,13 @@ def explain(
     scaling: Scaling,
     encoded: Encoded,
     n: int,
-    without: Set[str] = frozenset(),
+    among: Set[str] | None = None,
 ) -> list[list[Reason]]:
     """For each window its `n` reasons of greatest effect, greatest first (fewer if there are fewer groups).
 
-    logits_after: an engine's. scaling: what training saw of the inputs. without: names of groups that are no reasons.
+    logits_after: an engine's. scaling: what training saw of the inputs. among: names of groups, None for all.
     """
-    groups = [group for group in input_groups(inputs) if group.name not in without]
+    groups = [group for group in input_groups(inputs) if among is None or group.name in among]
     step = max(1, ROWS_PER_CALL // (len(groups) + 1))
     reasons: list[list[Reason]] = []
     for start in range(0, len(encoded), step):

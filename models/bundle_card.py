@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from models.weights import SURPRISE
+
 if TYPE_CHECKING:
     from models.bundle import BundleInfo
     from models.features.encoded import InputSpec
@@ -17,15 +19,13 @@ def card(info: BundleInfo) -> str:
     return "\n".join([
         f"# {info.pipeline} {info.version}",
         "",
-        f"A `{info.architecture}` detector (hidden {info.hidden}, embedding {info.embedding}) that reads the last "
-        f"{inputs.length} events of an entity and answers how likely the newest one is fraud.",
+        _what(info),
         "",
         f"- made: {info.created_at}",
         f"- fits pipeline digest: `{info.digest}`",
         f"- inputs: {len(inputs.x)} numbers and {len(inputs.codes)} categories an event, "
         f"{len(inputs.context)} context features{_verdicts(inputs)}",
-        f"- alerts from a score of {info.threshold:.6g}; probabilities come from a curve of "
-        f"{len(info.calibration.scores)} knots",
+        f"- alerts from a score of {info.threshold:.6g}; {_probabilities(info)}",
         "",
         "## Measured", "", *_table(info.metrics),
         "",
@@ -33,11 +33,41 @@ def card(info: BundleInfo) -> str:
         "",
         "## Limits",
         "",
-        "Measured on the validation days named above; a change of customers, merchants or fraud shows first in "
-        "these figures on newer labels. The score orders events; only the probability is calibrated, and only as "
-        "far as the past resembles the future. An alert is a reason to look, not a verdict on a person.",
+        *_limits(info),
         "",
     ])  # fmt: skip
+
+
+def _what(info: BundleInfo) -> str:
+    if info.architecture == SURPRISE:
+        return (
+            "A detector without labels: it answers how unlike the newest event is to anything its entity has done "
+            "before. Nothing in it was trained but the threshold."
+        )
+    return (
+        f"A `{info.architecture}` detector (hidden {info.hidden}, embedding {info.embedding}) that reads the last "
+        f"{info.inputs.length} events of an entity and answers how likely the newest one is fraud."
+    )
+
+
+def _probabilities(info: BundleInfo) -> str:
+    if info.architecture == SURPRISE:
+        return "the probability is the share of the entity's own earlier events that scored lower"
+    return f"probabilities come from a curve of {len(info.calibration.scores)} knots"
+
+
+def _limits(info: BundleInfo) -> list[str]:
+    if info.architecture == SURPRISE:
+        return [
+            "Strange is not the same as bad: a new recipe, a moved sensor or a repair is strange, too, until it is "
+            "usual. An entity that has seen too little is not judged. The budget holds as far as the past resembles "
+            "the future."
+        ]
+    return [
+        "Measured on the validation days named above; a change of customers, merchants or fraud shows first in "
+        "these figures on newer labels. The score orders events; only the probability is calibrated, and only as "
+        "far as the past resembles the future. An alert is a reason to look, not a verdict on a person."
+    ]
 
 
 def _verdicts(inputs: InputSpec) -> str:

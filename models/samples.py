@@ -1,8 +1,8 @@
-"""Write simulated payments to a CSV, JSONL or Parquet file, as a user's own export would look.
+"""Write simulated payments or readings to a CSV, JSONL or Parquet file, as a user's own export would look.
 
-Columns are the JSON keys of payments.toml, times ISO-8601, and three more: `is_fraud` (0 or 1, the truth),
-`label_time` (when a label arrived, empty if none did) and `pattern` (which fraud). Parquet needs pyarrow,
-which the `training` extra installs.
+Columns are the JSON keys of payments.toml or sensors.toml, times ISO-8601, and of payments three more: `is_fraud` (0 or
+1, the truth), `label_time` (when a label arrived, empty if none did) and `pattern` (which fraud); of readings `fault`.
+Parquet needs pyarrow, which the `training` extra installs.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.simulate import PATTERNS, Simulated
+from models.simulate_machines import FAULTS, Machines
 
 __all__ = ["file_columns", "write_file"]
 
 NO_TIME = np.iinfo(np.int64).min  # NaT as an integer
 
 
-def write_file(simulated: Simulated, path: Path) -> None:
+def write_file(simulated: Simulated | Machines, path: Path) -> None:
     """Write all events, ordered by time. The suffix chooses the format: .csv, .jsonl or .parquet.
 
     Raises ValueError for another suffix.
     """
-    columns = file_columns(simulated)
+    columns = _machine_columns(simulated) if isinstance(simulated, Machines) else file_columns(simulated)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -65,6 +66,15 @@ def file_columns(simulated: Simulated) -> dict[str, list[Any]]:
     columns["label_time"] = _iso(arrivals)
     columns["pattern"] = [PATTERNS[i] for i in simulated.pattern_N.tolist()]
     return columns
+
+
+def _machine_columns(machines: Machines) -> dict[str, list[Any]]:
+    columns = {
+        name: [None if value != value else value for value in values.tolist()]  # noqa: PLR0124, NaN differs from itself
+        for name, values in machines.events.items()
+    }
+    columns["timestamp"] = _iso(machines.events["timestamp"])
+    return columns | {"fault": [FAULTS[kind] for kind in machines.fault_N.tolist()]}
 
 
 def _iso(ms: NDArray[np.int64]) -> list[str | None]:

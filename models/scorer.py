@@ -13,10 +13,9 @@ from models.attribution import Reason, explain
 from models.bundle import Bundle, load_bundle
 from models.engines import Choice, EngineName, Measured, choose, scores_of
 from models.engines.base import Precision
-from models.features.encoded import SURPRISE as SURPRISE_COLUMNS
 from models.features.encoded import Encoded
 from models.pipeline.spec import Pipeline
-from models.weights import SURPRISE, Scaling
+from models.weights import SURPRISE, Scaling, surprise_columns
 
 __all__ = ["Scorer", "Scores", "load_scorer"]
 
@@ -42,6 +41,9 @@ class Scorer:
         self.measured: tuple[Measured, ...] = choice.table
         self._engine, self._one_at_a_time = choice.engine, threading.Lock()
         self._scaling = Scaling.of(bundle.weights)
+        info, self._reasons = bundle.info, None
+        if info.architecture == SURPRISE:  # the fields that carried the score, not the score itself
+            self._reasons = frozenset(info.inputs.context[c] for c in surprise_columns(info.inputs)[2])
 
     @property
     def version(self) -> str:
@@ -70,9 +72,7 @@ class Scorer:
     def explain(self, encoded: Encoded, n: int) -> list[list[Reason]]:
         """The n strongest reasons of each window. Costs many scores a window: for alerts only."""
         info = self.bundle.info
-        # of the detector without labels the fields that carried its score are reasons, not the score itself
-        without = frozenset(SURPRISE_COLUMNS) if info.architecture == SURPRISE else frozenset()
-        return explain(self._logits_after, info.inputs, self._scaling, encoded, n, without)
+        return explain(self._logits_after, info.inputs, self._scaling, encoded, n, self._reasons)
 
     def _logits(self, encoded: Encoded) -> NDArray[np.float32]:
         with self._one_at_a_time:

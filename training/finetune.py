@@ -27,6 +27,7 @@ from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
 from models.policy import decide, threshold_for_budget
+from models.weights import SURPRISE
 from training.archive import Archive
 from training.calibrate import calibrate, cross_calibrated
 from training.dataset import Dataset, Part, Split, build_dataset, plan_split
@@ -45,6 +46,7 @@ from training.metrics import (
 )
 from training.pretrained import load_pretrained
 from training.replay import History, load_history
+from training.unlabelled import from_past
 
 __all__ = ["Start", "finetune", "finetune_history", "new_detector", "split_history", "write_trained"]
 
@@ -86,12 +88,15 @@ def finetune(
     """Train on the history below `history_root` as it was known at `end_ms` and write a bundle to `out`.
 
     end_ms: None stands for the end of the history. days: how many days to train on, None for all; the state
-    is always replayed from the history's beginning. gap_ms: None stands for the labels' maturity. refit: train once
-    more, on everything before the holdout. checkpoint: a folder for what a killed training goes on from; emptied when
-    the bundle is written. Raises HistoryError, TrainingError, CheckpointError, PretrainedError and BundleError.
+    is always replayed from the history's beginning. Of architecture `surprise` only these two matter. gap_ms: None
+    stands for the labels' maturity. refit: train once more, on everything before the holdout. checkpoint: a folder for
+    what a killed training goes on from; emptied when the bundle is written.
+    Raises HistoryError, TrainingError, CheckpointError, PretrainedError and BundleError.
     """
     _check_free(out)
     history = load_history(Archive(history_root, pipeline))
+    if pipeline.detector.architecture == SURPRISE:
+        return from_past(history if end_ms is None else history.known_by(end_ms), out, days=days, report=report)
     split = split_history(
         history, end_ms=end_ms, days=days, gap_ms=gap_ms, validation_ms=validation_ms, holdout_ms=holdout_ms
     )

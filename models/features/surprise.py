@@ -13,7 +13,7 @@ from models.compiled import compiled
 from models.features.entities import Events, Windows, by_owner
 from models.features.layout import Layout
 from models.surprise.memory import Places
-from models.surprise.reading import OUT, advance_readings
+from models.surprise.reading import FIRST, KNOWN, OUT, advance_readings
 
 __all__ = ["judge"]
 
@@ -70,6 +70,7 @@ def _judge(
         count = 0
         for m in own_E:
             if applied_M[m]:
+                out_EO[count, KNOWN] = min(1.0, (seen + count) / max(learn, FIRST))
                 context_MC[m, first:behind] = out_EO[count]
                 context_MC[m, behind : behind + channels] = carried_EC[count]
                 context_MC[m, behind + channels : behind + 2 * channels] = expected_EC[count]

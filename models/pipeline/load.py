@@ -134,7 +134,31 @@ class _Reader:
                 expected = "a name of at most 40 lower-case letters, digits and underscores that starts with a letter"
                 hint = '; `source = "…"` says which key the event has' if table == "fields" else ""
                 self._fail(f"name in {table}", name, expected + hint)
-        return {name: self._convert(f"{table}.{name}", entry, NAMED_ENTRIES[table]) for name, entry in raw.items()}
+        entries = self._spread(raw) if table == "fields" else raw
+        return {name: self._convert(f"{table}.{name}", entry, NAMED_ENTRIES[table]) for name, entry in entries.items()}
+
+    def _spread(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """`{ type = "numbers", names = […], … }` stands for a number field of each name: a machine has many alike."""
+        fields: dict[str, Any] = {}
+        for name, entry in raw.items():
+            if not isinstance(entry, dict) or entry.get("type") != "numbers":
+                self._take(fields, name, entry)
+                continue
+            names, alike = entry.get("names"), {key: v for key, v in entry.items() if key != "names"}
+            if not isinstance(names, list) or not names:
+                self._fail(f"fields.{name}.names", names, "a list of names, one for each number")
+            if "source" in alike:
+                self._fail(f"fields.{name}.source", alike["source"], "no such key here: each is read by its own name")
+            for each in names:
+                if not isinstance(each, str) or not ENTRY_NAME.fullmatch(each):
+                    self._fail(f"fields.{name}.names", each, "names such as those of fields")
+                self._take(fields, each, alike | {"type": "number"})
+        return fields
+
+    def _take(self, fields: dict[str, Any], name: str, entry: Any) -> None:
+        if name in fields:
+            self._fail("name in fields", name, "a name of its own; another field has this one")
+        fields[name] = entry
 
     def _convert(self, key: str, raw: Any, kind: Any) -> Any:
         try:

@@ -13,7 +13,7 @@ from models.features.memory import MemoryStore
 from models.pipeline.load import digest, parse_pipeline
 from models.pipeline.spec import Pipeline
 from models.surprise.memory import places_of
-from models.surprise.reading import OUT, advance_readings
+from models.surprise.reading import KNOWN, OUT, advance_readings
 
 HOUR_MS = 3_600_000
 EVENTS, MACHINES, LEARN = 900, 2, 300
@@ -69,6 +69,7 @@ def reading_by_reading(batch: EventBatch) -> NDArray[np.float32]:
         learning = np.array([seen[name] < LEARN])
         reading = batch.values_MV[m : m + 1].astype(float)
         advance_readings(places, states[name], reading, hour, learning, out, carried, expected)
+        out[0, KNOWN] = min(1.0, seen[name] / LEARN)
         seen[name] += 1
         rows.append(np.concatenate([out[0], carried[0], expected[0]]))
     return np.array(rows)

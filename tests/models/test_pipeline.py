@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,35 @@ def test_the_digest_does_not_change_with_policy_labels_or_layout_of_the_file() -
     """A new budget, another maturity or a comment needs no new model."""
     more = '\n# a comment\n[policy]\nalerts_per_day = 5\n[labels]\nmaturity = "3d"\n'
     assert digest(parse_pipeline(GOOD + more, "a")) == digest(parse_pipeline(GOOD, "b"))
+
+
+NUMBERS = 'channels = { type = "numbers", names = ["t1", "t2"], unit = "C", required = false }'
+
+
+def test_numbers_are_as_many_number_fields() -> None:
+    """The same pipeline, to the digest, as with a line for each."""
+    text = (resources.files("models") / "pipelines" / "payments.toml").read_text(encoding="utf-8")
+    alike = "\n".join(f'{name} = {{ type = "number", unit = "C", required = false }}' for name in ("t1", "t2"))
+    short, long = (
+        parse_pipeline(text.replace("[window]", f"{lines}\n[window]"), "x.toml") for lines in (NUMBERS, alike)
+    )
+    assert short.fields == long.fields
+    assert list(short.fields)[-2:] == ["t1", "t2"]
+    assert digest(short) == digest(long)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('["t1", "t2"]', "[]", r"fields.channels.names = \[\]: expected a list of names"),
+        ('"t2"', '"T 2"', r"fields.channels.names = 'T 2': expected names such as those of fields"),
+        ('"t2"', '"amount"', r"name in fields = 'amount': expected a name of its own"),
+        ('"t2"', '"t1"', r"name in fields = 't1': expected a name of its own"),
+        ("unit", "source", r"fields.channels.source = 'C': expected no such key here"),
+        ('"C"', "5", r"fields.t1.unit = 5: expected text"),
+    ],
+)
+def test_numbers_that_are_wrong_are_named(old: str, new: str, message: str) -> None:
+    text = (resources.files("models") / "pipelines" / "payments.toml").read_text(encoding="utf-8")
+    with pytest.raises(PipelineError, match=message):
+        parse_pipeline(text.replace("[window]", f"{NUMBERS.replace(old, new)}\n[window]"), "x.toml")

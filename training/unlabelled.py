@@ -1,0 +1,166 @@
+"""A bundle without labels: for architecture `surprise`, which has nothing to fit but its threshold and its scaler.
+
+The history is replayed through the one feature path and scored. The threshold is the lowest at which episodes (or,
+without episodes, events) of that past stay within the pipeline's budget a day, and at which no more than a twentieth of
+the events reach it: a budget that is larger than the fleet has faults for is not used up. If some events are labelled,
+the metrics say how they rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.bundle_write import write_bundle
+from models.calibration import Calibration
+from models.clock import DAY_MS, to_iso
+from models.detectors import build_detector
+from models.engines import scores_of
+from models.engines.torch_engine import TorchEngine
+from models.episodes import OPEN, advance_episodes, empty_episodes
+from models.features.encoded import Encoded
+from models.features.layout import Layout
+from models.pipeline.spec import Pipeline
+from models.policy import threshold_for_budget
+from training.errors import TrainingError
+from training.metrics import average_precision, roc_auc
+from training.replay import History, replay
+
+__all__ = ["Past", "episode_threshold", "from_past"]
+
+GOLDEN_EACH = 16  # of the strangest and of the newest windows
+SCALED_ON = 20_000  # windows
+CANDIDATES = 400  # thresholds that are tried
+MOST = 0.05  # of the events may reach it: with more, what is strange would be usual
+
+Report = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """N scored events in the order of the clock. owner_N: places among the entities. time_N: epoch ms. score_N in
+    [0, 1]. known_N: where enough was known of the entity. fraud_N: where the last verdict says so."""
+
+    owner_N: NDArray[np.int64]
+    time_N: NDArray[np.int64]
+    score_N: NDArray[np.float32]
+    known_N: NDArray[np.bool_]
+    fraud_N: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.score_N)
+
+    @property
+    def days(self) -> float:
+        """From the first event of which enough was known to the last."""
+        time_N = self.time_N[self.known_N]
+        return max(int(time_N.max() - time_N.min()), 1) / DAY_MS
+
+
+def from_past(history: History, out: Path, *, days: float | None = None, report: Report | None = None) -> Bundle:
+    """Score a history and write a bundle to `out`. days: the last of the history by which the threshold is set, None
+    for all. Raises TrainingError when no entity has events enough, BundleError as `write_bundle` does."""
+    began, pipeline = time.monotonic(), history.pipeline
+    tell = report or (lambda *_: None)
+    spec = pipeline.detector
+    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding).eval()
+    past, windows = _score(history, TorchEngine(detector), days, tell)
+    threshold = episode_threshold(pipeline, past)
+    detector.fit_scaler(windows.some)
+    return write_bundle(
+        out, pipeline, detector, calibration=Calibration.identity(), threshold=threshold,
+        metrics=_metrics(pipeline, past, threshold),
+        training={
+            "labels": "none", "events": len(past), "start": to_iso(int(past.time_N.min())),
+            "end": to_iso(int(past.time_N.max())), "seconds": round(time.monotonic() - began, 1),
+        },
+        golden=windows.golden,
+    )  # fmt: skip
+
+
+def episode_threshold(pipeline: Pipeline, past: Past) -> float:
+    """The lowest threshold, of those tried, at which the past stays within the budget; above it, all others do."""
+    budget, score_N = pipeline.policy.alerts_per_day, past.score_N[past.known_N]
+    if not pipeline.episodes.calm:
+        return threshold_for_budget(score_N, past.days, budget)
+    shares = 1.0 - np.geomspace(min(1.0 / len(score_N), MOST), MOST, CANDIDATES)
+    best = float(np.nextafter(score_N.max(), np.float32(2)))
+    for candidate in np.unique(np.quantile(score_N, shares))[::-1].tolist():
+        if _openings(pipeline, past, candidate) > budget * past.days:
+            break
+        best = candidate
+    return best
+
+
+def _openings(pipeline: Pipeline, past: Past, threshold: float) -> int:
+    held_N, ids = empty_episodes(int(past.owner_N.max()) + 1), np.zeros((len(past), 2), np.uint64)
+    score_N = np.where(past.known_N, past.score_N, np.float32(0.0))
+    turns = advance_episodes(pipeline.episodes, held_N, past.owner_N, past.time_N, score_N, threshold, ids)
+    return int((turns.kind_A == OPEN).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """some: spread over the past, for the scaler. golden: the strangest and the newest."""
+
+    some: Encoded
+    golden: Encoded
+
+
+def _score(history: History, engine: TorchEngine, days: float | None, tell: Report) -> tuple[Past, _Windows]:
+    inputs, places, frauds = engine.inputs, dict[str, int](), history.frauds()
+    known, end_ms = inputs.context.index("surprise.known"), int(history.event_clock_M.max())
+    since_ms = -np.inf if days is None else end_ms - days * DAY_MS
+    parts: list[tuple[NDArray[Any], ...]] = []
+    some: list[Encoded] = []
+    strangest: Encoded | None = None
+    newest: Encoded | None = None
+    keep = max(1, -(-history.events.num_rows // SCALED_ON))
+    for chunk in replay(
+        history, lambda batch: batch.time_M >= since_ms, report=lambda done, total: tell("replay", done, total, "")
+    ):
+        score_B = scores_of(engine.logits(chunk.encoded))
+        owner_B = np.array([places.setdefault(entity, len(places)) for entity in chunk.batch.entity])
+        fraud_B = np.array([event_id in frauds for event_id in chunk.batch.event_id])
+        known_B = chunk.encoded.context_BC[:, known] >= 1.0
+        parts.append((owner_B, chunk.batch.time_M, score_B, known_B, fraud_B))
+        some.append(chunk.encoded.take(np.flatnonzero(known_B)[::keep]))
+        newest = chunk.encoded.take(np.arange(max(0, len(score_B) - GOLDEN_EACH), len(score_B)))
+        strangest = _strangest(engine, chunk.encoded, strangest)
+    if not parts or not any(len(encoded) for encoded in some):
+        raise TrainingError(
+            f"{history.pipeline.name}: {history.events.num_rows} events, no entity with as many as surprise.learn = "
+            f"{history.pipeline.surprise.learn}: expected a longer history"
+        )
+    assert strangest is not None
+    assert newest is not None
+    golden = Encoded.concatenate([strangest, newest])
+    return Past(*(np.concatenate(column) for column in zip(*parts, strict=True))), _Windows(
+        Encoded.concatenate(some), golden
+    )
+
+
+def _strangest(engine: TorchEngine, encoded: Encoded, before: Encoded | None) -> Encoded:
+    every = encoded if before is None else Encoded.concatenate([before, encoded])
+    return every.take(np.argsort(-engine.logits(every), kind="stable")[:GOLDEN_EACH])
+
+
+def _metrics(pipeline: Pipeline, past: Past, threshold: float) -> dict[str, Any]:
+    alert_N = past.score_N >= np.float32(threshold)
+    openings = _openings(pipeline, past, threshold) if pipeline.episodes.calm else int(alert_N.sum())
+    facts: dict[str, Any] = {
+        "alerts_per_day": openings / past.days, "share_at_threshold": float(alert_N[past.known_N].mean()),
+        "events": len(past), "entities": int(past.owner_N.max()) + 1, "share_known": float(past.known_N.mean()),
+        "frauds": int(past.fraud_N.sum()),
+    }  # fmt: skip
+    if facts["frauds"]:
+        fraud_N, score_N = past.fraud_N[past.known_N], past.score_N[past.known_N]
+        facts |= {"average_precision": average_precision(fraud_N, score_N), "roc_auc": roc_auc(fraud_N, score_N)}
+    return facts
