@@ -50,6 +50,8 @@ NAMES = tuple(channel.name for channel in CHANNELS)
 COLUMN = {name: c for c, name in enumerate(NAMES)}
 FAULT_HOURS = {"drift": 12.0, "stuck": 8.0, "spike": 0.0, "oscillation": 6.0, "decoupling": 12.0}
 WHIM_HOURS = 2.0
+MONDAY = 3  # days from a Monday to 1970-01-01
+WEEKEND = 0.6  # of the load of other days
 VARIES = np.array([0.03, 0.15])  # bases and gains between machines
 WITHOUT = 0.002  # of readings a channel
 LATE_SHARE = 0.1  # of the interval, standard deviation
@@ -116,7 +118,7 @@ def simulate_machines(
     for machine in range(machines):
         at_T = every_s * (np.arange(times) + rng.normal(0, LATE_SHARE, times))
         time_T = np.sort(np.maximum(1000 * at_T, 0).astype(np.int64))
-        value_TC, fault_T = _readings(rng, time_T, every_s), np.zeros(times, np.int8)
+        value_TC, fault_T = _readings(rng, start_ms + time_T, every_s), np.zeros(times, np.int8)
         if (kind := kind_of.get(machine, 0)) > 0:
             low, high = _lay_over(rng, FAULTS[kind], value_TC, time_T, first_ms, every_s)
             fault_T[low:high] = kind
@@ -141,12 +143,12 @@ def _name(machine: int) -> str:
 
 
 def _readings(rng: np.random.Generator, time_T: NDArray[np.int64], every_s: float) -> NDArray[np.float64]:
-    """One machine without a fault."""
-    hour_T = time_T / HOUR_MS
+    """One machine without a fault. time_T: epoch ms."""
+    hour_T = time_T % DAY_MS / HOUR_MS
     at_work_T = 0.5 - 0.5 * np.cos(2 * np.pi * (hour_T - 3.0 + rng.normal(0, 1.0)) / 24.0)
-    week_T = np.where(time_T // DAY_MS % 7 >= 5, 0.6, 1.0)
+    weekend_T = (time_T // DAY_MS + MONDAY) % 7 >= 5
     whim_T = _lagged(rng.normal(0, 1.0, len(time_T)), WHIM_HOURS * 60, every_s) * np.sqrt(WHIM_HOURS * 3600 / every_s)
-    load_T = np.clip(0.15 + 0.6 * at_work_T * week_T + 0.12 * whim_T, 0.0, 1.0)
+    load_T = np.clip(0.15 + 0.6 * at_work_T * np.where(weekend_T, WEEKEND, 1.0) + 0.12 * whim_T, 0.0, 1.0)
     value_TC = np.empty((len(time_T), len(CHANNELS)))
     for c, channel in enumerate(CHANNELS):
         base, gain = np.array([channel.base, channel.gain]) * (1.0 + VARIES * rng.normal(size=2))
