@@ -29,8 +29,8 @@ from models.errors import BundleError
 from models.features.encoded import Encoded, InputSpec
 from models.features.layout import Layout
 from models.pipeline.load import digest
-from models.pipeline.spec import Pipeline
-from models.weights import SURPRISE, read_weights, weight_shapes
+from models.pipeline.spec import Pipeline, without_labels
+from models.weights import read_weights, weight_shapes
 
 __all__ = ["FORMAT", "Bundle", "BundleInfo", "Golden", "check_inputs", "load_bundle", "read_info"]
 
@@ -62,7 +62,7 @@ class BundleInfo(msgspec.Struct, frozen=True, kw_only=True):
     def probabilities(self, score_B: NDArray[np.float32], encoded: Encoded) -> NDArray[np.float32]:
         """probability_B of the windows' scores: by the curve, or, without labels to fit one on, the score's rank among
         the entity's own."""
-        if self.architecture == SURPRISE:
+        if without_labels(self.architecture):
             return encoded.context_BC[:, self.inputs.context.index("surprise.rank")].copy()
         return self.calibration.apply(score_B)
 

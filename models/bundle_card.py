@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from models.weights import SURPRISE
+from models.pipeline.spec import SURPRISE, without_labels
 
 if TYPE_CHECKING:
     from models.bundle import BundleInfo
@@ -39,10 +39,10 @@ def card(info: BundleInfo) -> str:
 
 
 def _what(info: BundleInfo) -> str:
-    if info.architecture == SURPRISE:
+    if without_labels(info.architecture):
         return (
             "A detector without labels: it answers how unlike the newest event is to anything its entity has done "
-            "before. Nothing in it was trained but the threshold."
+            f"before{_forecasts(info)}."
         )
     return (
         f"A `{info.architecture}` detector (hidden {info.hidden}, embedding {info.embedding}) that reads the last "
@@ -50,14 +50,23 @@ def _what(info: BundleInfo) -> str:
     )
 
 
-def _probabilities(info: BundleInfo) -> str:
+def _forecasts(info: BundleInfo) -> str:
     if info.architecture == SURPRISE:
+        return ". Nothing in it was trained but the threshold"
+    return (
+        f", and to what a trunk ({info.architecture}, hidden {info.hidden}) that has learnt from all entities expects "
+        f"after the last {info.inputs.length} events"
+    )
+
+
+def _probabilities(info: BundleInfo) -> str:
+    if without_labels(info.architecture):
         return "the probability is the share of the entity's own earlier events that scored lower"
     return f"probabilities come from a curve of {len(info.calibration.scores)} knots"
 
 
 def _limits(info: BundleInfo) -> list[str]:
-    if info.architecture == SURPRISE:
+    if without_labels(info.architecture):
         return [
             "Strange is not the same as bad: a new recipe, a moved sensor or a repair is strange, too, until it is "
             "usual. An entity that has seen too little is not judged. The budget holds as far as the past resembles "

@@ -15,13 +15,13 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 __all__ = [
-    "INSUFFICIENT", "SCHEMA_VERSION", "Alert", "Episode", "Explanation", "Score",
+    "FLEET_ONLY", "INSUFFICIENT", "SCHEMA_VERSION", "Alert", "Episode", "Explanation", "Score",
     "dead_letter_headers", "decode_score", "encode",
     "encode_scores", "rounded", "rounded_each",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1
-INSUFFICIENT = "insufficient history"
+INSUFFICIENT, FLEET_ONLY = "insufficient history", "judged by its fleet"
 SCORE_DIGITS = 9  # float32 has no more; the text is shorter and the same on every machine
 
 
@@ -37,7 +37,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
     alert: bool
     model: str  # version of the bundle
-    status: str | UnsetType = UNSET  # INSUFFICIENT where the score says nothing yet; absent otherwise
+    # INSUFFICIENT where the score says nothing yet, FLEET_ONLY where the entity's own past has no say in it yet
+    status: str | UnsetType = UNSET
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):

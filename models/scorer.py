@@ -14,8 +14,8 @@ from models.bundle import Bundle, load_bundle
 from models.engines import Choice, EngineName, Measured, choose, scores_of
 from models.engines.base import Precision
 from models.features.encoded import Encoded
-from models.pipeline.spec import Pipeline
-from models.weights import SURPRISE, Scaling, surprise_columns
+from models.pipeline.spec import Pipeline, without_labels
+from models.weights import Scaling, surprise_columns
 
 __all__ = ["Scorer", "Scores", "load_scorer"]
 
@@ -42,7 +42,7 @@ class Scorer:
         self._engine, self._one_at_a_time = choice.engine, threading.Lock()
         self._scaling = Scaling.of(bundle.weights)
         info, self._reasons = bundle.info, None
-        if info.architecture == SURPRISE:  # the fields that carried the score, not the score itself
+        if without_labels(info.architecture):  # the fields that carried the score, not the score itself
             self._reasons = frozenset(info.inputs.context[c] for c in surprise_columns(info.inputs)[2])
 
     @property

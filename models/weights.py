@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from models.features.encoded import InputSpec
+from models.pipeline.spec import SURPRISE, without_labels
 
 __all__ = [
-    "ARCHITECTURES", "SURPRISE", "SURPRISE_LIMIT", "Scaling", "Weights", "cnn_dilations", "layer_width", "read_weights",
-    "surprise_columns", "verdict_width", "weight_shapes",
+    "ARCHITECTURES", "FORECAST_HORIZONS", "SURPRISE", "SURPRISE_LIMIT", "Scaling", "Weights", "cnn_dilations",
+    "forecast_columns", "layer_width", "read_weights", "surprise_columns", "verdict_width", "weight_shapes",
 ]  # fmt: skip
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -26,7 +27,7 @@ Shapes = dict[str, tuple[int, ...]]
 CNN_KERNEL = 3  # events that a convolution sees
 TRANSFORMER_LAYERS, FEED_FORWARD = 2, 2  # the second: times as wide within a layer
 WIDTH_STEP = 16  # below 12 columns, MKL's kernels round a row by where it stands in its block
-SURPRISE = "surprise"  # the architecture without a trunk
+FORECAST_HORIZONS = (1, 4, 16, 0)  # events that evidence is averaged over; 0: the whole window
 SURPRISE_LIMIT = 1e-6  # logits of scores nearer to 0 or 1 say no more
 WIDEST_VERDICTS = 32  # a verdict is a handful of numbers, and each costs a step
 
@@ -58,8 +59,9 @@ def weight_shapes(architecture: str, inputs: InputSpec, hidden: int, embedding: 
 
     Raises ValueError for an architecture that is not known, and for sizes below 1.
     """
-    if architecture not in (*ARCHITECTURES, SURPRISE):
-        known = ", ".join(sorted([*ARCHITECTURES, SURPRISE]))
+    names = [*ARCHITECTURES, SURPRISE, *(f"{SURPRISE}-{trunk}" for trunk in ARCHITECTURES)]
+    if architecture not in names:
+        known = ", ".join(sorted(names))
         raise ValueError(f"architecture = {architecture!r}: expected one of {known}")
     if hidden < 1 or embedding < 1:
         raise ValueError(f"hidden = {hidden}, embedding = {embedding}: expected at least 1")
@@ -72,13 +74,29 @@ def weight_shapes(architecture: str, inputs: InputSpec, hidden: int, embedding: 
     if architecture == SURPRISE:
         surprise_columns(inputs)
         return shared
-    trunk = ARCHITECTURES[architecture]
+    trunk = ARCHITECTURES[architecture.removeprefix(f"{SURPRISE}-")]
     shared["table.weight"] = (max(sum(rows for _, rows in inputs.codes), 1), embedding)
     event, width, narrow = x + len(inputs.codes) * embedding, layer_width(hidden), verdict_width(hidden)
     shared |= _named("trunk", trunk(event, width, inputs.length))
+    if without_labels(architecture):
+        evidence = (2, len(FORECAST_HORIZONS), 2)
+        shared |= {"usual_2R2": evidence, "spread_2R2": evidence, "gain_2": (2,)}
+        outputs = 2 * len(forecast_columns(inputs)[0])
+        return shared | _linear("forecast.0", width, width) | _linear("forecast.2", width, outputs)
     for j in range(profiles):
         shared |= _named(f"verdict_trunks.{j}", trunk(features, narrow, verdicts))
     return shared | _head(width + profiles * narrow + event + context, width)
+
+
+def forecast_columns(inputs: InputSpec) -> tuple[list[int], list[int], list[int]]:
+    """Columns of x, for each number field: what it is above the usual, its `missing` flag (one behind the last where it
+    has none), and itself."""
+    names = inputs.x
+    numbers = [
+        name.removesuffix(".surprise") for name in names if name.endswith(".surprise") and name != "gap.surprise"
+    ]
+    missing = [names.index(f"{name}.missing") if f"{name}.missing" in names else len(names) for name in numbers]
+    return [names.index(f"{name}.surprise") for name in numbers], missing, [names.index(name) for name in numbers]
 
 
 def surprise_columns(inputs: InputSpec) -> tuple[int, int, list[int]]:

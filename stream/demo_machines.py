@@ -73,7 +73,10 @@ class MachineShow:
         await asyncio.to_thread(write_file, self.machines, stage.folder / "machines.parquet")
         history, bundle = stage.folder / "history", stage.folder / "machines"
         await command(stage, "history", "--out", history, "--from-file", stage.folder / "machines.parquet")
-        made = await command(stage, "finetune", "--history", history, "--out", bundle, "--end", to_iso(PRESENT_MS))
+        made = await command(
+            stage, "finetune", "--history", history, "--out", bundle, "--end", to_iso(PRESENT_MS), "--epochs", 3,
+            "--threads", 1,
+        )  # fmt: skip
         await promote_new(stage, bundle, "learnt from the past, no labels")
         return made
 

@@ -18,6 +18,7 @@ from models.clock import to_iso
 from models.codec import Codec
 from models.episodes import KINDS, NONE, OPEN, Turns, advance_episodes
 from models.messages import (
+    FLEET_ONLY,
     INSUFFICIENT,
     Alert,
     Episode,
@@ -27,6 +28,7 @@ from models.messages import (
     rounded,
     rounded_each,
 )  # fmt: skip
+from models.pipeline.spec import SURPRISE, without_labels
 from models.policy import alert_id, decide
 from models.scorer import Scorer, Scores
 from stream.scoring import Batch, Messages
@@ -56,7 +58,7 @@ def render(codec: Codec, batch: Batch, scorer: Scorer, scores: Scores, detector:
     )  # fmt: skip
     values = encode_scores(
         codec.pipeline.name, scorer.version, ids, entities, facts.times, facts.scores, facts.probabilities,
-        facts.alert_A.tolist(), _statuses(codec, batch),
+        facts.alert_A.tolist(), _statuses(codec, batch, detector),
     )  # fmt: skip
     keys = map(str.encode, entities)
     turns = _turns(codec, batch, scorer, scores, facts, detector)
@@ -75,13 +77,17 @@ class _Facts:
     alert_A: NDArray[np.bool_]
 
 
-def _statuses(codec: Codec, batch: Batch) -> list[str | UnsetType] | None:
-    """Of each applied event, whether too little is known of its entity to be surprised; None if nobody asks."""
-    if codec.layout.surprise is None:
+def _statuses(codec: Codec, batch: Batch, detector: str) -> list[str | UnsetType] | None:
+    """Of each applied event, what the score of a detector without labels rests on, if not on its entity's own past;
+    None for other detectors."""
+    if not without_labels(detector):
         return None
     assert batch.outcome is not None
-    known_A = batch.outcome.encoded.context_BC[:, codec.layout.inputs.context.index("surprise.known")]
-    return [UNSET if known else INSUFFICIENT for known in (known_A >= 1.0).tolist()]
+    windows = batch.outcome.encoded
+    known_A = windows.context_BC[:, codec.layout.inputs.context.index("surprise.known")] >= 1.0
+    forecast_A = windows.mask_BL[:, -2] & (detector != SURPRISE)  # from one event on there is something to go by
+    meaning = (UNSET, FLEET_ONLY, INSUFFICIENT)
+    return [meaning[place] for place in np.where(known_A, 0, np.where(forecast_A, 1, 2)).tolist()]
 
 
 def _turns(codec: Codec, batch: Batch, scorer: Scorer, scores: Scores, facts: _Facts, detector: str) -> Turns | None:

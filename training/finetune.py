@@ -25,9 +25,8 @@ from models.engines.torch_engine import detector_of
 from models.errors import BundleError
 from models.features.encoded import Encoded
 from models.features.layout import Layout
-from models.pipeline.spec import Pipeline
+from models.pipeline.spec import Pipeline, without_labels
 from models.policy import decide, threshold_for_budget
-from models.weights import SURPRISE
 from training.archive import Archive
 from training.calibrate import calibrate, cross_calibrated
 from training.dataset import Dataset, Part, Split, build_dataset, plan_split
@@ -95,8 +94,10 @@ def finetune(
     """
     _check_free(out)
     history = load_history(Archive(history_root, pipeline))
-    if pipeline.detector.architecture == SURPRISE:
-        return from_past(history if end_ms is None else history.known_by(end_ms), out, days=days, report=report)
+    if without_labels(pipeline.detector.architecture):
+        known = history if end_ms is None else history.known_by(end_ms)
+        first = None if start is None or start.bundle is None else load_bundle(start.bundle, pipeline)
+        return from_past(known, out, days=days, recipe=recipe or Recipe(), start=first, report=report)
     split = split_history(
         history, end_ms=end_ms, days=days, gap_ms=gap_ms, validation_ms=validation_ms, holdout_ms=holdout_ms
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from models.clock import DAY_MS
 from models.features.layout import Layout
-from models.pipeline.spec import Pipeline
+from models.pipeline.spec import Pipeline, without_labels
 from training.baselines import LightGBM, XGBoost
 from training.commandline import parse_columns, parse_duration, parse_time
 from training.errors import TrainingError
@@ -23,7 +23,7 @@ from training.from_table import history_of_table
 from training.leaks import View
 from training.progress import Bars
 from training.protocol import Neural, Report, run_protocol
-from training.protocol_options import ProtocolOptions
+from training.protocol_options import Architecture, ProtocolOptions
 from training.replay import History
 from training.rolling import rolling_features, rolling_seen
 from training.tables import Mapped, read_file
@@ -99,7 +99,7 @@ def _systems(history: History, options: ProtocolOptions, report: Report) -> tupl
         seed=options.seed, threads=options.threads,
     )  # fmt: skip
     own = pipeline.detector.architecture
-    names = options.architecture or [own if own != "surprise" else "gru"]  # protocols of labels
+    names = options.architecture or [cast(Architecture, "gru" if without_labels(own) else own)]
     systems: list[System] = [
         Neural(
             pipeline, name, recipe, refit=options.refit, out=options.out, checkpoint=options.checkpoint, report=report

@@ -1,4 +1,5 @@
-"""A bundle without labels: for architecture `surprise`, which has nothing to fit but its threshold and its scaler.
+"""A bundle without labels: for `surprise`, which has nothing to fit but its threshold, and for `surprise-gru` and so
+on, whose trunk learns from the whole fleet what comes next.
 
 The history is replayed through the one feature path and scored. The threshold is the lowest at which episodes (or,
 without episodes, events) of that past stay within the pipeline's budget a day, and at which no more than a twentieth of
@@ -10,26 +11,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.bundle_write import write_bundle
 from models.calibration import Calibration
 from models.clock import DAY_MS, to_iso
-from models.detectors import build_detector
+from models.detectors import ForecastDetector, build_detector
 from models.engines import scores_of
-from models.engines.torch_engine import TorchEngine
+from models.engines.torch_engine import TorchEngine, detector_of
 from models.episodes import OPEN, advance_episodes, empty_episodes
 from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
 from models.policy import threshold_for_budget
+from training.dataset import sampled
 from training.errors import TrainingError
+from training.fit import Recipe
+from training.forecast import MOST_WINDOWS, fit_forecast, scale_evidence
 from training.metrics import average_precision, roc_auc
 from training.replay import History, replay
 
@@ -39,6 +44,8 @@ GOLDEN_EACH = 16  # of the strangest and of the newest windows
 SCALED_ON = 20_000  # windows
 CANDIDATES = 400  # thresholds that are tried
 MOST = 0.05  # of the events may reach it: with more, what is strange would be usual
+
+DEFAULT = Recipe()
 
 Report = Callable[[str, int, int, str], None]
 
@@ -64,25 +71,72 @@ class Past:
         return max(int(time_N.max() - time_N.min()), 1) / DAY_MS
 
 
-def from_past(history: History, out: Path, *, days: float | None = None, report: Report | None = None) -> Bundle:
-    """Score a history and write a bundle to `out`. days: the last of the history by which the threshold is set, None
-    for all. Raises TrainingError when no entity has events enough, BundleError as `write_bundle` does."""
+def from_past(
+    history: History,
+    out: Path,
+    *,
+    days: float | None = None,
+    recipe: Recipe = DEFAULT,
+    start: Bundle | None = None,
+    report: Report | None = None,
+) -> Bundle:
+    """Learn from a history, score it and write a bundle to `out`.
+
+    days: the last of the history, from which is learnt and by which the threshold is set, None for all. start: a bundle
+    whose trunk is learnt on, else a new one. Raises TrainingError when no entity has events enough, BundleError as
+    `write_bundle` does.
+    """
     began, pipeline = time.monotonic(), history.pipeline
     tell = report or (lambda *_: None)
     spec = pipeline.detector
-    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding).eval()
-    past, windows = _score(history, TorchEngine(detector), days, tell)
+    torch.manual_seed(recipe.seed)
+    detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
+    learnt: dict[str, Any] = {"started_from": None if start is None else start.version}
+    if isinstance(detector, ForecastDetector):
+        some = _sample(history, days, recipe, tell)
+        if start is None:
+            detector.fit_scaler(some)
+        else:
+            detector = cast(ForecastDetector, detector_of(start))
+        learnt |= (
+            asdict(recipe)
+            | {"windows": len(some)}
+            | fit_forecast(detector, some, recipe, lambda epoch, note: tell("train", epoch, recipe.epochs, note))
+        )
+        scale_evidence(detector, some)
+    past, windows = _score(history, TorchEngine(detector.eval()), days, tell)
     threshold = episode_threshold(pipeline, past)
-    detector.fit_scaler(windows.some)
+    if not isinstance(detector, ForecastDetector):
+        detector.fit_scaler(windows.some)
     return write_bundle(
         out, pipeline, detector, calibration=Calibration.identity(), threshold=threshold,
         metrics=_metrics(pipeline, past, threshold),
         training={
             "labels": "none", "events": len(past), "start": to_iso(int(past.time_N.min())),
-            "end": to_iso(int(past.time_N.max())), "seconds": round(time.monotonic() - began, 1),
+            "end": to_iso(int(past.time_N.max())), **learnt, "seconds": round(time.monotonic() - began, 1),
         },
         golden=windows.golden,
     )  # fmt: skip
+
+
+def _sample(history: History, days: float | None, recipe: Recipe, tell: Report) -> Encoded:
+    """Windows of a seeded share of the events, without those that are known to be bad."""
+    frauds, since_ms = history.frauds(), _since(history, days)
+    share = min(1.0, min(MOST_WINDOWS, recipe.max_legit) / max(history.events.num_rows, 1))
+    parts = [
+        chunk.encoded.take(np.array([event_id not in frauds for event_id in chunk.batch.event_id], np.bool_))
+        for chunk in replay(
+            history, lambda batch: (batch.time_M >= since_ms) & sampled(batch.id_hash_M, share, recipe.seed),
+            report=lambda done, total: tell("replay", done, total, ""),
+        )
+    ]  # fmt: skip
+    if not parts:
+        raise TrainingError(f"{history.pipeline.name}: no event in the last {days} days: expected some to learn from")
+    return Encoded.concatenate(parts)
+
+
+def _since(history: History, days: float | None) -> float:
+    return -np.inf if days is None else int(history.event_clock_M.max()) - days * DAY_MS
 
 
 def episode_threshold(pipeline: Pipeline, past: Past) -> float:
@@ -116,11 +170,10 @@ class _Windows:
 
 def _score(history: History, engine: TorchEngine, days: float | None, tell: Report) -> tuple[Past, _Windows]:
     inputs, places, frauds = engine.inputs, dict[str, int](), history.frauds()
-    known, end_ms = inputs.context.index("surprise.known"), int(history.event_clock_M.max())
-    since_ms = -np.inf if days is None else end_ms - days * DAY_MS
+    known, since_ms = inputs.context.index("surprise.known"), _since(history, days)
     parts: list[tuple[NDArray[Any], ...]] = []
     some: list[Encoded] = []
-    strangest: Encoded | None = None
+    strangest, high = cast(Encoded | None, None), np.zeros(0, np.float32)
     newest: Encoded | None = None
     keep = max(1, -(-history.events.num_rows // SCALED_ON))
     for chunk in replay(
@@ -133,7 +186,7 @@ def _score(history: History, engine: TorchEngine, days: float | None, tell: Repo
         parts.append((owner_B, chunk.batch.time_M, score_B, known_B, fraud_B))
         some.append(chunk.encoded.take(np.flatnonzero(known_B)[::keep]))
         newest = chunk.encoded.take(np.arange(max(0, len(score_B) - GOLDEN_EACH), len(score_B)))
-        strangest = _strangest(engine, chunk.encoded, strangest)
+        strangest, high = _strangest(chunk.encoded, score_B, strangest, high)
     if not parts or not any(len(encoded) for encoded in some):
         raise TrainingError(
             f"{history.pipeline.name}: {history.events.num_rows} events, no entity with as many as surprise.learn = "
@@ -147,9 +200,14 @@ def _score(history: History, engine: TorchEngine, days: float | None, tell: Repo
     )
 
 
-def _strangest(engine: TorchEngine, encoded: Encoded, before: Encoded | None) -> Encoded:
+def _strangest(
+    encoded: Encoded, score_B: NDArray[np.float32], before: Encoded | None, high: NDArray[np.float32]
+) -> tuple[Encoded, NDArray[np.float32]]:
+    """The highest of what was kept and of these windows, and their scores."""
     every = encoded if before is None else Encoded.concatenate([before, encoded])
-    return every.take(np.argsort(-engine.logits(every), kind="stable")[:GOLDEN_EACH])
+    scores = np.concatenate([high, score_B])
+    kept = np.argsort(-scores, kind="stable")[:GOLDEN_EACH]
+    return every.take(kept), scores[kept]
 
 
 def _metrics(pipeline: Pipeline, past: Past, threshold: float) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from models.detectors.base import Detector
+from models.detectors.forecast import ForecastDetector
 from models.detectors.sequence import SequenceDetector
 from models.detectors.surprise import SurpriseDetector
 from models.features.encoded import InputSpec
-from models.weights import SURPRISE
+from models.pipeline.spec import SURPRISE, without_labels
 
 __all__ = ["build_detector"]
 
@@ -18,4 +19,6 @@ def build_detector(architecture: str, inputs: InputSpec, hidden: int, embedding:
     """
     if architecture == SURPRISE:
         return SurpriseDetector(inputs, hidden, embedding)
+    if without_labels(architecture):
+        return ForecastDetector(architecture.removeprefix(f"{SURPRISE}-"), inputs, hidden, embedding)
     return SequenceDetector(architecture, inputs, hidden, embedding)

@@ -1,29 +1,25 @@
-"""A detector around the trunks of an architecture: the embedding of codes, and the head. It learns from labels.
+"""The detector that learns from labels: a trunk for the events, one for each profile's verdicts, and a head.
 
-Dimension letters: as in `base`; H hidden (`width` wide), E numbers a code is embedded into, D = F + K·E numbers an
-event is turned into, V what verdicts are summed up in (`verdict_width`).
+Dimension letters: as in `base` and `events`; V what verdicts are summed up in (`verdict_width`).
 """
 
 from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.detectors.base import PRESENT, Detector
+from models.detectors.base import PRESENT
+from models.detectors.events import SCALED_LIMIT, EventDetector
 from models.detectors.trunk import ARCHITECTURES, DROPOUT, Trunk
 from models.features.encoded import InputSpec
-from models.weights import layer_width, verdict_width
+from models.weights import verdict_width
 
 __all__ = ["SequenceDetector"]
 
-SCALED_LIMIT = 10.0  # standard deviations; one absurd amount must not drown everything else
-EMBEDDING_STD = 0.1
 
-
-class SequenceDetector(Detector):
+class SequenceDetector(EventDetector):
     """A trunk that reads the events, one for each profile's verdicts, and a small head that judges the last event.
 
     The head sees the trunk's state after the last event, the state after the newest verdict of each profile (0 without
@@ -31,25 +27,11 @@ class SequenceDetector(Detector):
     absent verdicts does not matter, not even NaN. The rest is what `Trunk` promises.
     """
 
-    first_row_K: Tensor
-
     def __init__(self, architecture: str, inputs: InputSpec, hidden: int, embedding: int) -> None:
-        super().__init__(architecture, inputs, hidden, embedding)
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture = {architecture!r}: expected one of {', '.join(sorted(ARCHITECTURES))}")
-        self.width, self.verdict_width = layer_width(hidden), verdict_width(hidden)
+        super().__init__(architecture, architecture, inputs, hidden, embedding)
+        self.verdict_width = verdict_width(hidden)
         profiles, verdicts, features = inputs.verdict_shape
-        # One table for all codes: a single gather instead of one per field.
-        rows = [size for _, size in inputs.codes]
-        first = np.cumsum([0, *rows[:-1]]) if rows else np.zeros(0)
-        self.register_buffer("first_row_K", torch.tensor(first, dtype=torch.int64), persistent=False)
-        self.table = nn.Embedding(max(sum(rows), 1), embedding)
-        with torch.no_grad():
-            nn.init.normal_(self.table.weight, std=EMBEDDING_STD)
-            # Code 0 is "missing". Where training never saw it missing, it shall add nothing.
-            self.table.weight[self.first_row_K] = 0.0
         trunk = ARCHITECTURES[architecture]
-        self.trunk = trunk(self.event_width, self.width, inputs.length)
         self.verdict_trunks = nn.ModuleList(trunk(features, self.verdict_width, verdicts) for _ in range(profiles))
         seen = self.width + profiles * self.verdict_width + self.event_width + len(inputs.context)
         self.head = nn.Sequential(
@@ -60,11 +42,6 @@ class SequenceDetector(Detector):
             nn.GELU(),
             nn.Linear(self.width, 1),
         )
-
-    @property
-    def event_width(self) -> int:
-        """D, the numbers that one event is turned into."""
-        return len(self.inputs.x) + len(self.inputs.codes) * self.embedding
 
     def forward(
         self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor, verdicts_BJSG: Tensor
@@ -87,12 +64,6 @@ class SequenceDetector(Detector):
             state_BV = cast(Trunk, trunk).last_state(event_BJSG[:, j], there_BJS[:, j])
             summaries.append(state_BV.masked_fill(~there_BJS[:, j].any(1, keepdim=True), 0.0))
         return summaries
-
-    def embed_events(self, x_BLF: Tensor, codes_BLK: Tensor) -> Tensor:
-        """event_BLD: scaled numbers beside embedded codes, of every position."""
-        scaled_BLF = ((x_BLF - self.x_mean_F) / self.x_std_F).clamp(-SCALED_LIMIT, SCALED_LIMIT)
-        embedded_BLKE = self.table(codes_BLK.long() + self.first_row_K)
-        return torch.cat([scaled_BLF, embedded_BLKE.flatten(2)], dim=2)
 
     def embed_verdicts(self, verdicts_BJSG: Tensor) -> tuple[Tensor, Tensor]:
         """event_BJSG, scaled, 0 where no verdict is; there_BJS: where one is."""

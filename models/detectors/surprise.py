@@ -13,9 +13,10 @@ from torch import Tensor
 
 from models.detectors.base import Detector
 from models.features.encoded import InputSpec
-from models.weights import SURPRISE, SURPRISE_LIMIT, surprise_columns
+from models.pipeline.spec import SURPRISE
+from models.weights import SURPRISE_LIMIT, surprise_columns
 
-__all__ = ["SurpriseDetector"]
+__all__ = ["SurpriseDetector", "carried_share", "level_of"]
 
 
 class SurpriseDetector(Detector):
@@ -40,7 +41,17 @@ class SurpriseDetector(Detector):
         verdicts_BJSG: Tensor,  # noqa: ARG002
     ) -> Tensor:
         """logit_B = log(level · share), where share is 1 unless a `carried` column was lowered."""
-        score_B = context_BC[:, self.score].clamp(SURPRISE_LIMIT, 1.0 - SURPRISE_LIMIT)
-        carried_B = context_BC[:, self.carried_N].clamp(min=0.0).sum(1)
-        share_B = (carried_B + SURPRISE_LIMIT) / (context_BC[:, self.total].clamp(min=0.0) + SURPRISE_LIMIT)
-        return torch.log(score_B) - torch.log1p(-score_B) + torch.log(share_B)
+        level_B = level_of(context_BC[:, self.score])
+        return torch.log(level_B) + torch.log(carried_share(context_BC, self.carried_N, self.total))
+
+
+def level_of(score_B: Tensor) -> Tensor:
+    """level_B, from a score = level / (1 + level)."""
+    held_B = score_B.clamp(SURPRISE_LIMIT, 1.0 - SURPRISE_LIMIT)
+    return held_B / (1.0 - held_B)
+
+
+def carried_share(context_BC: Tensor, carried_N: Tensor, total: int) -> Tensor:
+    """share_B of what the fields carry that is still there: 1 as it came, less where a column was lowered."""
+    carried_B = context_BC[:, carried_N].clamp(min=0.0).sum(1)
+    return (carried_B + SURPRISE_LIMIT) / (context_BC[:, total].clamp(min=0.0) + SURPRISE_LIMIT)

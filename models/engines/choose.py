@@ -28,7 +28,8 @@ from models.engines.base import TOLERANCE, Engine, scores_of
 from models.engines.blocks import probe_windows
 from models.errors import BundleError
 from models.features.encoded import Encoded
-from models.weights import SURPRISE, Scaling
+from models.pipeline.spec import SURPRISE
+from models.weights import Scaling
 
 __all__ = ["LARGE", "SMALL", "Choice", "EngineName", "Measured", "check_golden", "choose", "fastest", "measure"]
 

@@ -14,7 +14,7 @@ from models.engines.base import Engine, Precision
 from models.engines.native_gru import NativeGru
 from models.engines.native_surprise import NativeSurprise
 from models.features.encoded import Encoded
-from models.weights import SURPRISE
+from models.pipeline.spec import SURPRISE
 
 __all__ = ["NativeEngine", "build"]
 

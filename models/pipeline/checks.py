@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import NoReturn
 
 from models.errors import PipelineError
-from models.pipeline.spec import EntityField, GeoField, IdField, NumberField, Pipeline, Profile, TimeField
+from models.pipeline.spec import (
+    EntityField,
+    GeoField,
+    IdField,
+    NumberField,
+    Pipeline,
+    Profile,
+    TimeField,
+    without_labels,
+)
 
 __all__ = ["check"]
 
@@ -29,8 +38,9 @@ class _Checks:
             self._profile(f"profiles.{name}", profile)
         if self.p.surprise.learn and not self.p.of_type(NumberField):
             self._fail("surprise.learn", self.p.surprise.learn, "0, since there is no number field to be judged")
-        if self.p.detector.architecture == "surprise" and not self.p.surprise.learn:
-            self._fail("detector.architecture", "surprise", "surprise.learn above 0 beside it: events to learn from")
+        if without_labels(self.p.detector.architecture) and not self.p.surprise.learn:
+            wanted = "surprise.learn above 0 beside it: events to learn from"
+            self._fail("detector.architecture", self.p.detector.architecture, wanted)
         if self.p.surprise.learn and "surprise" in self.p.fields:
             self._fail("fields", "surprise", "another name: columns of context are called so")
         self._label_keys_are_unique()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.episodes import KINDS
-from models.messages import INSUFFICIENT, SCHEMA_VERSION
+from models.messages import FLEET_ONLY, INSUFFICIENT, SCHEMA_VERSION
 from models.pipeline.spec import (
     BooleanField,
     CategoryField,
@@ -20,6 +20,7 @@ from models.pipeline.spec import (
     NumberField,
     Pipeline,
     TimeField,
+    without_labels,
 )
 from models.records import MAX_TEXT
 
@@ -131,9 +132,9 @@ def _score_schema(pipeline: Pipeline) -> Json:
         "alert": {"type": "boolean", "description": "whether the score reached the model's threshold"},
     }
     required = list(properties)
-    if pipeline.surprise.learn:
-        about = "there if too little is known of the entity: the score says nothing yet"
-        properties["status"] = {"const": INSUFFICIENT, "description": about}
+    if without_labels(pipeline.detector.architecture):
+        about = "there unless the entity's own past has a say in the score: if only its fleet has, or nothing"
+        properties["status"] = {"enum": [FLEET_ONLY, INSUFFICIENT], "description": about}
     return {"type": "object", "properties": properties, "required": required}
 
 
@@ -180,7 +181,7 @@ def _episode_schema() -> Json:
 def _common(pipeline: Pipeline) -> dict[str, Json]:
     """What a score and an alert both say."""
     meaning = "of fraud, calibrated on labelled events"
-    if pipeline.detector.architecture == "surprise":
+    if without_labels(pipeline.detector.architecture):
         meaning = "the share of the entity's own earlier events that scored lower"
     return {
         "schema": {"const": SCHEMA_VERSION},

@@ -14,13 +14,39 @@ from msgspec import Meta
 from models.clock import duration_ms
 
 __all__ = [
-    "BooleanField", "CategoryField", "Detector", "EntityField", "Episodes", "Field", "GeoField", "IdField", "Labels",
-    "NumberField", "Pipeline", "Policy", "Profile", "State", "Stream", "Surprise", "TimeField", "Window",
+    "SURPRISE",
+    "BooleanField",
+    "CategoryField",
+    "Detector",
+    "EntityField",
+    "Episodes",
+    "Field",
+    "GeoField",
+    "IdField",
+    "Labels",
+    "NumberField",
+    "Pipeline",
+    "Policy",
+    "Profile",
+    "State",
+    "Stream",
+    "Surprise",
+    "TimeField",
+    "Window",
+    "without_labels",
 ]  # fmt: skip
 
 Duration = Annotated[str, Meta(pattern=r"^\d+(\.\d+)?(ms|s|m|h|d|w)$")]
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 PipelineName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
+
+
+SURPRISE = "surprise"  # the architecture without a trunk; `surprise-gru` and so on have one
+
+
+def without_labels(architecture: str) -> bool:
+    """Whether a detector learns from events alone."""
+    return architecture.split("-", maxsplit=1)[0] == SURPRISE
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,7 +180,10 @@ class Labels(_Part, frozen=True):
 class Detector(_Part, frozen=True):
     """`[detector]`: the model that reads the window."""
 
-    architecture: Literal["gru", "transformer", "cnn", "surprise"] = "gru"  # the last learns without labels
+    # Those of surprise learn without labels: by each entity's own past; with a trunk also by what the fleet taught it.
+    architecture: Literal[
+        "gru", "transformer", "cnn", "surprise", "surprise-gru", "surprise-transformer", "surprise-cnn"
+    ] = "gru"
     hidden: Annotated[int, Meta(ge=4, le=1024)] = 64
     embedding: Annotated[int, Meta(ge=1, le=64)] = 8  # numbers a category is turned into
 

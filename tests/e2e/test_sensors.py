@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.codec import Codec
-from models.episodes import KINDS, NONE, advance_episodes, empty_episodes
+from models.episodes import KINDS, advance_episodes, empty_episodes
 from models.events import EventBatch
 from models.features.memory import MemoryStore
 from models.pipeline import load_pipeline
@@ -31,6 +32,7 @@ from stream.settings import Settings
 from tests.conftest import MakePipeline, MakeSettings
 from tests.support import Worker, by_partition, read_settled
 from training.finetune import finetune
+from training.fit import Recipe
 from training.history import import_file
 from training.tables import Mapped, read_file
 
@@ -65,7 +67,7 @@ def test_faults_become_episodes_whatever_happens_to_the_worker(
 def _publish_model(pipeline: Pipeline, settings: Settings, machines: Machines, folder: Path) -> Scorer:
     write_file(machines, folder / "machines.parquet")
     import_file(pipeline, folder / "history", Mapped(read_file(folder / "machines.parquet"), pipeline))
-    bundle = finetune(pipeline, folder / "history", folder / "bundle")
+    bundle = finetune(pipeline, folder / "history", folder / "bundle", recipe=Recipe(epochs=2, threads=1))
     registry = Registry(settings.registry)
     version = registry.publish(bundle.folder)
     registry.promote(pipeline.name, version, "test")
@@ -92,11 +94,11 @@ async def _stream(pipeline: Pipeline, settings: Settings, machines: Machines, fo
 
 @dataclass(frozen=True)
 class _Told:
-    """Of one event: its score, what it does to an episode, and the episode's id."""
+    """Of one event: its score, on what it rests, what it does to an episode, and the episode's id."""
 
     entity: str
     score: float
-    known: bool
+    status: str | None
     kind: str
     episode: str
 
@@ -111,18 +113,21 @@ def _expected(pipeline: Pipeline, scorer: Scorer, events: list[Any]) -> dict[str
         scores = scorer.score(step.encoded).score_B
         names = sorted(set(decoded.entity))
         owner_A = np.array([names.index(entity) for entity in decoded.entity])
-        ids = [int(alert_id(pipeline.name, event_id, "surprise"), 16) for event_id in decoded.event_id]
+        ids = [
+            int(alert_id(pipeline.name, event_id, pipeline.detector.architecture), 16) for event_id in decoded.event_id
+        ]
         id_A2 = np.array([(number >> 64, number & (1 << 64) - 1) for number in ids], np.uint64)
         turns = advance_episodes(
             pipeline.episodes, empty_episodes(len(names)), owner_A, decoded.time_M, scores, scorer.threshold, id_A2
         )
-        known_A = step.encoded.context_BC[:, store.layout.inputs.context.index("surprise.known")] >= 1.0
+        seen: Counter[str] = Counter()
         for a, event_id in enumerate(decoded.event_id):
             high, low = turns.id_A2[a].tolist()
-            kind = KINDS[turns.kind_A[a]] if turns.kind_A[a] != NONE else ""
-            told[event_id] = _Told(
-                decoded.entity[a], float(scores[a]), bool(known_A[a]), kind, f"{high << 64 | low:032x}"
-            )
+            before, entity = seen[decoded.entity[a]], decoded.entity[a]
+            seen[entity] += 1
+            early = "judged by its fleet" if before else "insufficient history"
+            status = None if before >= LEARN else early
+            told[event_id] = _Told(entity, float(scores[a]), status, KINDS[turns.kind_A[a]], f"{high << 64 | low:032x}")
     return told
 
 
@@ -140,13 +145,13 @@ def _check_scores(pipeline: Pipeline, records: list[Any], expected: dict[str, _T
     assert scores.keys() == expected.keys()
     for event_id, told in expected.items():
         assert scores[event_id]["score"] == pytest.approx(told.score, abs=1e-6)
-        assert (scores[event_id].get("status") == "insufficient history") is not told.known
+        assert scores[event_id].get("status") == told.status
     for message in list(scores.values())[::200]:
         validator.validate(message)
 
 
 def _check_alerts(pipeline: Pipeline, records: list[Any], expected: dict[str, _Told]) -> None:
-    """Each turn once by its id, with the episode it belongs to; reasons are fields with what was expected of them."""
+    """Each turn once by its id, with the episode it belongs to; reasons are fields and what was expected of them."""
     validator = jsonschema.Draft202012Validator(schemas(pipeline)["alerts"])
     alerts = {message["alert_id"]: message for message in map(_json, records)}
     found = {alert["event_id"]: (alert["episode"]["state"], alert["episode"]["id"]) for alert in alerts.values()}

@@ -8,26 +8,32 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.episodes import OPEN, advance_episodes, empty_episodes
 from models.pipeline import load_pipeline
 from models.pipeline.spec import Pipeline
 from models.samples import write_file
+from models.scorer import load_scorer
 from models.simulate_machines import Machines, simulate_machines
+from tests.support import encode_columns
 from training.errors import TrainingError
-from training.finetune import finetune
+from training.finetune import Start, finetune
+from training.fit import Recipe
 from training.history import import_file
+from training.metrics import average_precision
 from training.tables import Mapped, read_file
 from training.unlabelled import Past, episode_threshold
 
 LEARN = 400
 
 
-def shorter(pipeline: Pipeline, budget: float = 5.0) -> Pipeline:
+def shorter(pipeline: Pipeline, budget: float = 5.0, architecture: str = "surprise") -> Pipeline:
     """The shipped pipeline for machines of a few days."""
     return msgspec.structs.replace(
         pipeline, surprise=msgspec.structs.replace(pipeline.surprise, learn=LEARN),
+        detector=msgspec.structs.replace(pipeline.detector, architecture=architecture),
         policy=msgspec.structs.replace(pipeline.policy, alerts_per_day=budget),
     )  # fmt: skip
 
@@ -118,3 +124,40 @@ def test_what_is_not_known_yet_has_no_say(pipeline: Pipeline) -> None:
     wild = changed(found, known_N=later_N)
     quiet = changed(wild, score_N=np.where(later_N, found.score_N, np.float32(0.0)))
     assert episode_threshold(pipeline, quiet) == episode_threshold(pipeline, wild)
+
+
+def test_what_a_fleet_teaches_is_better_than_each_ones_own_past(
+    pipeline: Pipeline, history: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Forecasts beside surprise rank the faults of other machines better, and those of machines never seen before."""
+    taught_by = shorter(pipeline, architecture="surprise-gru")
+    taught = finetune(taught_by, history, tmp_path / "taught", recipe=Recipe(epochs=3, threads=1))
+    losses = taught.info.training["checked_loss"]
+    assert losses[-1] < losses[0]
+    later = simulate_machines(8, machines=20, days=5.0, faults=3, faults_from_day=2.5)
+    fault_N, known_N, own_N = ranked(pipeline, bundle, later)
+    _, _, taught_N = ranked(taught_by, taught, later)
+    own, better = (average_precision(fault_N[known_N], score_N[known_N]) for score_N in (own_N, taught_N))
+    assert better > own + 0.02
+    early = simulate_machines(9, machines=20, days=LEARN / 288, faults=3, faults_from_day=0.4)
+    fault_N, known_N, score_N = ranked(taught_by, taught, early)
+    assert not known_N.any()
+    assert average_precision(fault_N, score_N) > 4 * fault_N.mean()
+
+
+def test_a_trunk_is_learnt_on_from_a_bundle(pipeline: Pipeline, history: Path, tmp_path: Path) -> None:
+    """One epoch from a taught trunk leaves less unlikely than one from nothing."""
+    taught_by, recipe = shorter(pipeline, architecture="surprise-gru"), Recipe(epochs=1, threads=1)
+    first = finetune(taught_by, history, tmp_path / "first", recipe=recipe)
+    second = finetune(taught_by, history, tmp_path / "second", recipe=recipe, start=Start(bundle=first.folder))
+    assert second.info.training["started_from"] == first.version
+    assert second.info.training["checked_loss"][0] < first.info.training["checked_loss"][0]
+
+
+def ranked(
+    pipeline: Pipeline, bundle: Bundle, machines: Machines
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float32]]:
+    """Whether each reading is of a fault, whether surprise knows its machine, and the score."""
+    encoded = encode_columns(pipeline, machines.events)
+    known_N = encoded.context_BC[:, bundle.info.inputs.context.index("surprise.known")] >= 1.0
+    return machines.fault_N > 0, known_N, load_scorer(bundle.folder, pipeline).score(encoded).score_B
