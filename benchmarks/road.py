@@ -18,7 +18,8 @@ from models.codec import Codec
 from models.features.encoded import Encoded
 from models.pipeline.spec import Pipeline
 from models.scorer import Scorer, Scores
-from stream.scoring import Batch, Share, decode_batch, render
+from stream.rendering import render
+from stream.scoring import Batch, Share, decode_batch
 from stream.stepping import advance, writes_of
 from stream.store.keys import Position
 from stream.store.outbox import Outbox

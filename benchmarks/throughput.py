@@ -7,7 +7,7 @@ from collections.abc import Callable
 from benchmarks.harness import Report, progress
 from benchmarks.options import DEFAULTS, Options
 from benchmarks.rig import TOLERANCE, Rig, Stretch
-from benchmarks.workloads import Workload, sensors, skewed, uniform
+from benchmarks.workloads import Workload, machines, sensors, skewed, uniform
 
 __all__ = ["throughput"]
 
@@ -18,9 +18,9 @@ WARM_UP, TAIL = 0.25, 0.05  # of all events: at the start not counted yet, at th
 
 
 def throughput(*, options: Options = DEFAULTS) -> None:
-    """Scored events a second and CPU an event of one worker: uniform, skewed and sensors."""
+    """Scored events a second and CPU an event of one worker: uniform, skewed, sensors and machines."""
     report = Report("throughput: one worker on a backlog")
-    stretches = {make.__name__: _measure(make, options, report) for make in (uniform, skewed, sensors)}
+    stretches = {make.__name__: _measure(make, options, report) for make in (uniform, skewed, sensors, machines)}
     _measure(uniform, options, report, engine="native-int16")
     share = stretches["uniform"].cpu_us() / stretches["skewed"].cpu_us()
     report.add("skewed against uniform, rate a core", share, "of the uniform rate")

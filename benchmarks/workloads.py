@@ -3,6 +3,7 @@
     uniform   payments; N cards, each as likely as the next
     skewed    payments; one card in a hundred is hot, and the hot ones have half of all events
     sensors   ten machines, a reading each millisecond; numbers only, no profiles, no labels
+    machines  the shipped sensors pipeline: two thousand machines of eight channels, surprise and forecasts
 
 Every event finds a full window: an entity's past is that of one of TEMPLATES entities, which `benchmarks.history`
 plays before anything is counted. Entities 0 to TEMPLATES - 1 are the templates themselves, and their scores can be
@@ -26,8 +27,9 @@ from numpy.typing import NDArray
 from models.clock import DAY_MS, HOUR_MS, from_iso
 from models.codec import Codec
 from models.pipeline import Pipeline, load_pipeline
+from models.simulate_machines import CHANNELS
 
-__all__ = ["ROUNDS", "Events", "Workload", "sensors", "skewed", "uniform"]
+__all__ = ["ROUNDS", "Events", "Workload", "machines", "sensors", "skewed", "uniform"]
 
 START_MS = from_iso("2026-06-01T01:01:00Z")  # a minute after payments' delay behind a bucket edge (every 4 hours)
 STEADY_MS = 3 * HOUR_MS + 50 * 60_000  # for so long no other bucket comes into view
@@ -38,7 +40,10 @@ MERCHANTS = 2000
 ONLINE_SHARE = 0.3
 CATEGORIES = np.array(["grocery", "fuel", "restaurant", "transport", "clothing", "electronics", "travel", "gaming"])
 IN_SHOP = np.array(["chip", "contactless", "magstripe"])
-SENSORS = 10
+SENSORS, MACHINES = 10, 2000
+CHANNEL_NAMES = tuple(channel.name for channel in CHANNELS)
+CHANNEL_BASE, CHANNEL_GAIN = (np.array(column) for column in zip(*((c.base, c.gain) for c in CHANNELS), strict=True))
+MISSING_SHARE = 0.002
 ID_DIGITS = 8
 
 Ints = NDArray[np.int64]
@@ -173,15 +178,40 @@ def sensors(folder: Path, *, seed: int = 7) -> Workload:
     )  # fmt: skip
 
 
+def machines(folder: Path, *, entities: int = MACHINES, seed: int = 7) -> Workload:
+    """The shipped sensors pipeline with all its features, under a name of its own."""
+    path = _renamed(folder, "sensors", "bench-machines")
+    return Workload(
+        "machines", load_pipeline(path), path, entities, seed, step_ms=1.0, history_ms=60_000, hot_share=0.0,
+        own_profiles=(), make=_telemetry,
+    )  # fmt: skip
+
+
+def _renamed(folder: Path, shipped: str, name: str) -> Path:
+    text = (resources.files("models") / "pipelines" / f"{shipped}.toml").read_text(encoding="utf-8")
+    path = folder / f"{name}.toml"
+    path.write_text(text.replace(f'name = "{shipped}"', f'name = "{name}"', 1), encoding="utf-8")
+    return path
+
+
 def _payments_workload(name: str, folder: Path, entities: int, seed: int, hot_share: float) -> Workload:
     """The shipped payments pipeline with all its features, under a name of its own."""
-    text = (resources.files("models") / "pipelines" / "payments.toml").read_text(encoding="utf-8")
-    path = folder / "bench-payments.toml"
-    path.write_text(text.replace('name = "payments"', 'name = "bench-payments"', 1), encoding="utf-8")
+    path = _renamed(folder, "payments", "bench-payments")
     return Workload(
         name, load_pipeline(path), path, entities, seed, step_ms=10.0, history_ms=DAY_MS // 2, hot_share=hot_share,
         own_profiles=("device",), make=_payments,
     )  # fmt: skip
+
+
+def _telemetry(rng: np.random.Generator, entity_E: Ints, _names: list[str], time_E: Ints) -> Columns:
+    """Channels that follow a load with a daily course, each machine's by a gain of its own; some are missing."""
+    load_E = 0.5 + 0.3 * np.sin(time_E / DAY_MS * 2 * np.pi + entity_E % 7) + rng.normal(0, 0.05, len(entity_E))
+    values_EC = (
+        load_E[:, None] * CHANNEL_GAIN * (1 + 0.01 * (entity_E % 31))[:, None] + CHANNEL_BASE
+        + rng.normal(0, 0.02, (len(entity_E), len(CHANNEL_GAIN))) * CHANNEL_GAIN
+    )  # fmt: skip
+    values_EC[rng.random(values_EC.shape) < MISSING_SHARE] = np.nan
+    return {name: np.round(values_EC[:, c], 3).tolist() for c, name in enumerate(CHANNEL_NAMES)}
 
 
 def _payments(rng: np.random.Generator, entity_E: Ints, names: list[str], _time_E: Ints) -> Columns:
