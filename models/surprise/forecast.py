@@ -23,7 +23,7 @@ __all__ = [
     "VARIANCE", "fit_due", "learn_moments", "refit", "spread_of", "write_errors", "write_forecast", "write_inputs",
 ]  # fmt: skip
 
-LIMIT = 8.0  # spreads; what is further off is no stranger
+LIMIT = 20.0  # spreads; what is further off is no stranger
 RIDGE = 3.0  # readings' worth of belief that nothing can be forecast
 FIRST_FIT, FIRST_FITS, REFIT = 16.0, 256.0, 256.0  # readings: at first often, then as often as pays
 BRIEF, LONG = 8.0, 64.0  # readings that the averages go back

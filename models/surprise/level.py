@@ -20,7 +20,7 @@ from models.surprise.memory import EVIDENCE, HORIZONS, LEVEL, RANKS, Places
 
 __all__ = ["advance_rank", "advance_score"]
 
-HORIZON = np.array([5.0, 20.0, 60.0, 120.0, 240.0])  # readings; half of it is an average's time constant
+HORIZON = np.array([5.0, 30.0, 120.0, 240.0, 480.0])  # readings; half of it is an average's time constant
 NOVELTY_GAIN = 100.0  # a hundredth of a half range, averaged over channels, counts as one spread
 SPREADS = 2.5  # mean absolute deviations: about where one of a hundred normal values is
 LEAST_SPREAD = 1e-3

@@ -33,21 +33,22 @@ MEMORY = 20_000.0  # readings that the adaptive forecast goes back
 RENEWAL = 100.0
 SHY = 0.1  # what a reading far from normal teaches, compared with others
 FAR = 3.0  # of the errors' mean over the channels, in spreads
-USUAL = 2.0  # usual values rest more on later readings, when the forecasts were better
+USUAL = 3.0  # usual values rest more on later readings, when the forecasts were better
 LATELY = 20.0  # readings that what a channel carries goes back
 NOVELTY = 10.0  # spreads that a half range outside counts as where channels are compared
 SEEN, LEARNT, SINCE = 0, 1, 2  # words of the head
 
 
 class _Work(NamedTuple):
-    """What a reading is turned into; C channels, D inputs, K kinds of evidence, R records. share_C: its surprise.
-    expected_C: in the reading's units."""
+    """What a reading is turned into; C channels, D inputs, K kinds of evidence, R records. off_C: adaptive
+    errors in spreads. share_C: its surprise. expected_C: in the reading's units."""
 
     reading_C: NDArray[np.float64]
     input_D: NDArray[np.float64]
     scaled_C: NDArray[np.float64]
     reference_C: NDArray[np.float64]
     adaptive_C: NDArray[np.float64]
+    off_C: NDArray[np.float64]
     share_C: NDArray[np.float64]
     expected_C: NDArray[np.float64]
     evidence_K: NDArray[np.float64]
@@ -77,7 +78,7 @@ def advance_readings(
     channels = places.channels
     work = _Work(
         np.empty(channels), np.empty(places.inputs), np.empty(channels), np.empty(channels), np.empty(channels),
-        np.empty(channels), np.empty(channels), np.empty(EVIDENCE), np.empty(RECORDS),
+        np.empty(channels), np.empty(channels), np.empty(channels), np.empty(EVIDENCE), np.empty(RECORDS),
     )  # fmt: skip
     for m in range(len(reading_MC)):
         for c in range(channels):
@@ -133,8 +134,8 @@ def _begin(places: Places, state_W: NDArray[np.float32], reading_C: NDArray[np.f
 
 @inlined
 def _forecast_evidence(places: Places, state_W: NDArray[np.float32], work: _Work) -> float:
-    """Errors of both forecasts, the first two kinds of evidence; the second, a mean over the channels. Also what was
-    expected."""
+    """Errors of both forecasts, the first two kinds of evidence, and what was expected; the mean of the adaptive ones'
+    over the channels."""
     fc.write_inputs(places, state_W, REFERENCE, work.reading_C, work.input_D, work.scaled_C)
     fc.write_forecast(places, state_W[places.reference :], work.input_D, work.expected_C)
     fc.write_errors(work.scaled_C, work.expected_C, work.reference_C)
@@ -149,10 +150,10 @@ def _forecast_evidence(places: Places, state_W: NDArray[np.float32], work: _Work
     work.evidence_K[0] = _top(work.share_C)
     far = 0.0
     for c in range(places.channels):
-        off = _in_spreads(work.adaptive_C[c], state_W[places.scales + c * SCALE + ERROR])
-        far += off / places.channels
-        work.share_C[c] += off
-    work.evidence_K[1] = far
+        work.off_C[c] = _in_spreads(work.adaptive_C[c], state_W[places.scales + c * SCALE + ERROR])
+        far += work.off_C[c] / places.channels
+        work.share_C[c] += work.off_C[c]
+    work.evidence_K[1] = _top(work.off_C)
     return far
 
 
@@ -196,9 +197,9 @@ def _renewal(places: Places, state_W: NDArray[np.float32], learning: bool, weigh
 def _learn_forecasts(
     places: Places, state_W: NDArray[np.float32], work: _Work, seen: float, weight: float, learning: bool, renew: float
 ) -> None:
-    if seen == 0.0:  # it had no reading before it
+    if seen < fc.LONG:  # until then scales and averages move too much
         return
-    counted = min(seen + 1.0, MEMORY)
+    counted = min(seen + 1.0 - fc.LONG, MEMORY)
     fc.learn_moments(places, state_W, work.input_D, work.scaled_C, weight / counted)
     since = np.float64(state_W[places.head + SINCE]) + 1.0
     if fc.fit_due(seen, since):
