@@ -198,7 +198,13 @@ def new_detector(
     start = start or Start()
     if start.bundle is not None:
         bundle = load_bundle(start.bundle, pipeline)
-        return cast(SequenceDetector, detector_of(bundle)), {"started_from": bundle.version, "pretrained": None}
+        detector = detector_of(bundle)
+        if not isinstance(detector, SequenceDetector):
+            raise TrainingError(
+                f"{bundle.version} has architecture {bundle.info.architecture}: expected one that learns from labels, "
+                f"as the pipeline's {pipeline.detector.architecture}, to start from"
+            )
+        return detector, {"started_from": bundle.version, "pretrained": None}
     torch.manual_seed(seed)
     spec = pipeline.detector
     detector = SequenceDetector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)

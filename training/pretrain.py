@@ -31,7 +31,7 @@ from models.detectors import SequenceDetector
 from models.detectors.base import tensors
 from models.features.encoded import Encoded
 from models.features.layout import Layout
-from models.pipeline.spec import Pipeline
+from models.pipeline.spec import Pipeline, without_labels
 from training.archive import Archive
 from training.dataset import sampled
 from training.errors import PretrainedError, TrainingError
@@ -96,6 +96,12 @@ def pretrain_history(
     history: History, end_ms: int, out: Path, *, recipe: PretrainRecipe, report: Report | None = None
 ) -> dict[str, Any]:
     """As `pretrain`, for events that are loaded; the history's labels are not looked at."""
+    architecture = history.pipeline.detector.architecture
+    if without_labels(architecture):
+        raise TrainingError(
+            f"detector.architecture = {architecture!r}: expected one that learns from labels; those that do not are "
+            "taught by finetune alone"
+        )
     if not is_free(out):
         raise PretrainedError("exists", f"{out} is not empty: expected a new or empty folder")
     began, tell, pipeline = time.monotonic(), report or (lambda *_: None), history.pipeline

@@ -97,7 +97,7 @@ def from_past(
         if start is None:
             detector.fit_scaler(some)
         else:
-            detector = cast(ForecastDetector, detector_of(start))
+            detector = _taught(start, spec.architecture)
         learnt |= (
             asdict(recipe)
             | {"windows": len(some)}
@@ -117,6 +117,16 @@ def from_past(
         },
         golden=windows.golden,
     )  # fmt: skip
+
+
+def _taught(start: Bundle, architecture: str) -> ForecastDetector:
+    detector = detector_of(start)
+    if not isinstance(detector, ForecastDetector) or detector.architecture != architecture:
+        raise TrainingError(
+            f"{start.version} has architecture {start.info.architecture}: expected {architecture}, as in the pipeline "
+            "file, to learn on from it"
+        )
+    return detector
 
 
 def _sample(history: History, days: float | None, recipe: Recipe, tell: Report) -> Encoded:

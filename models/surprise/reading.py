@@ -25,7 +25,7 @@ from models.surprise.memory import EVIDENCE, RECORDS, SCALE, Places
 from models.surprise.onset import advance_onset
 from models.surprise.records import LEAST, advance_records, learn_season
 
-__all__ = ["CARRIED", "FIRST", "KNOWN", "ONSET", "OUT", "RANK", "SCORE", "advance_readings"]
+__all__ = ["CARRIED", "FIRST", "KNOWN", "LEARNT", "ONSET", "OUT", "RANK", "SCORE", "SEEN", "advance_readings"]
 
 OUT = SCORE, ONSET, KNOWN, RANK, CARRIED = 0, 1, 2, 3, 4  # columns of what is said of a reading
 FIRST = 256.0  # readings that are learnt from in any case: nobody could say what is normal sooner

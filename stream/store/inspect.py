@@ -11,6 +11,9 @@ from models.clock import to_iso
 from models.errors import StateError, shorten
 from models.features.layout import Layout
 from models.pipeline.spec import Pipeline
+from models.surprise.forecast import LAST, MEAN, REFERENCE, VARIANCE, spread_of
+from models.surprise.memory import SCALE
+from models.surprise.reading import LEARNT, SEEN
 from stream.kafka import partition_for
 from stream.redis import connect
 from stream.settings import Settings
@@ -67,6 +70,8 @@ def describe_state(layout: Layout, value: bytes) -> dict[str, Any]:
         "clock": to_iso(int(state["clock"])) if state["count"] else None,
         "decayed": decayed,
         "habits": _habits(layout, state),
+        **_surprise(layout, state),
+        **_episode(layout, state),
         "window": rows,
     }
 
@@ -105,6 +110,34 @@ def _habits(layout: Layout, state: Any) -> dict[str, Any]:
         younger, older = (f"{int(bits):016x}" for bits in state["remembered"][e])
         habits[name] = _rounded(state["novelties"][e]) | {"younger": younger, "older": older}
     return habits | {name: _rounded(place) for name, place in zip(layout.geo_names, state["places"], strict=True)}
+
+
+def _surprise(layout: Layout, state: Any) -> dict[str, Any]:
+    """What each number is measured against, and how much it has carried lately; nothing without surprise."""
+    places = layout.surprise
+    if places is None:
+        return {}
+    words = state["surprise"]
+    numbers = {}
+    for c, name in enumerate(layout.number_names):
+        scale = words[places.scales + c * SCALE :]
+        mean, variance = float(scale[REFERENCE + MEAN]), float(scale[REFERENCE + VARIANCE])
+        facts = {"mean": mean, "spread": spread_of(mean, variance), "last": float(scale[LAST])}
+        facts["carried"] = float(words[places.carried + c])
+        numbers[name] = {fact: round(value, 4) for fact, value in facts.items()}
+    return {"surprise": {"seen": int(words[places.head + SEEN]), "learnt": int(words[places.head + LEARNT]), **numbers}}
+
+
+def _episode(layout: Layout, state: Any) -> dict[str, Any]:
+    """The episode that is open, if one is; what is left of the budget; nothing without episodes."""
+    if not layout.pipeline.episodes.calm:
+        return {}
+    held = state["episode"][0]
+    opened, said, ended, _ = (to_iso(int(time)) if time else None for time in held["times"])
+    events, calm, quiet = (int(count) for count in held["counts"])
+    peak, _, left = (round(float(level), 4) for level in held["levels"])
+    facts = {"opened_at": opened, "said_at": said, "ended_at": ended, "events": events, "calm": calm, "quiet": quiet}
+    return {"episode": facts | {"peak_score": peak, "openings_left": left}}
 
 
 def _rounded(record: Any) -> dict[str, float]:

@@ -29,6 +29,7 @@ from stream.kafka import ensure_topics
 from stream.replay import Pace, publish, wait_stored
 from stream.replay_file import Rows
 from stream.settings import Settings
+from stream.store.inspect import show_entity
 from tests.conftest import MakePipeline, MakeSettings
 from tests.support import Worker, by_partition, read_settled
 from training.finetune import finetune
@@ -62,6 +63,7 @@ def test_faults_become_episodes_whatever_happens_to_the_worker(
     _check_scores(pipeline, records["scores"], expected)
     _check_alerts(pipeline, records["alerts"], expected)
     _check_faults(machines, expected)
+    _check_shown(pipeline, settings, machines)
 
 
 def _publish_model(pipeline: Pipeline, settings: Settings, machines: Machines, folder: Path) -> Scorer:
@@ -175,6 +177,18 @@ def _check_faults(machines: Machines, expected: dict[str, _Told]) -> None:
     ]  # fmt: skip
     print(f"\n{len(found)} of {len(machines.faults)} faults found, {len(opened)} episodes")
     assert len(found) >= 0.7 * len(machines.faults)
+
+
+def _check_shown(pipeline: Pipeline, settings: Settings, machines: Machines) -> None:
+    """`state show` says what is measured against, near what the machine has done."""
+    name = str(machines.events["machine_id"][0])
+    shown = json.loads(show_entity(settings, pipeline, name))
+    own = machines.events["machine_id"] == name
+    assert shown["surprise"]["seen"] == shown["events"] == own.sum()
+    usual, spread = np.nanmean(machines.events["speed"][own]), np.nanstd(machines.events["speed"][own])
+    assert abs(shown["surprise"]["speed"]["mean"] - usual) < spread
+    assert shown["surprise"]["speed"]["last"] == pytest.approx(machines.events["speed"][own][-1])
+    assert shown["episode"].keys() >= {"opened_at", "events", "peak_score"}
 
 
 def _json(record: Any) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from models.samples import write_file
 from models.scorer import load_scorer
 from models.simulate_machines import Machines, simulate_machines
 from tests.support import encode_columns
+from tests.training.parts import part
 from training.errors import TrainingError
-from training.finetune import Start, finetune
+from training.finetune import Start, finetune, new_detector
 from training.fit import Recipe
 from training.history import import_file
 from training.metrics import average_precision
+from training.pretrain import pretrain
 from training.tables import Mapped, read_file
 from training.unlabelled import Past, episode_threshold
 
@@ -80,7 +82,7 @@ def test_labels_if_there_are_some_say_how_it_ranks(pipeline: Pipeline, machines:
     known_share = metrics["frauds"] / metrics["events"]
     assert metrics["frauds"] == int((machines.fault_N > 0).sum())
     assert metrics["average_precision"] > 10 * known_share
-    assert metrics["roc_auc"] > 0.9
+    assert metrics["roc_auc"] > 0.8  # .87 to .97 from simulation to simulation
 
 
 def test_a_short_history_is_refused_by_name(pipeline: Pipeline, history: Path, tmp_path: Path) -> None:
@@ -152,6 +154,28 @@ def test_a_trunk_is_learnt_on_from_a_bundle(pipeline: Pipeline, history: Path, t
     second = finetune(taught_by, history, tmp_path / "second", recipe=recipe, start=Start(bundle=first.folder))
     assert second.info.training["started_from"] == first.version
     assert second.info.training["checked_loss"][0] < first.info.training["checked_loss"][0]
+
+
+@pytest.mark.parametrize(("trunk", "first"), [("surprise-cnn", "surprise-gru"), ("surprise-gru", "surprise")])
+def test_a_bundle_of_another_architecture_is_no_start(
+    trunk: str, first: str, pipeline: Pipeline, history: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(epochs=1, threads=1, max_legit=500)
+    bundle = finetune(shorter(pipeline, architecture=first), history, tmp_path / "first", recipe=recipe)
+    with pytest.raises(TrainingError, match=rf"has architecture {first}: expected {trunk}, as in the pipeline"):
+        finetune(
+            shorter(pipeline, architecture=trunk), history, tmp_path / "second", recipe=recipe,
+            start=Start(bundle=bundle.folder),
+        )  # fmt: skip
+
+
+def test_labels_cannot_be_learnt_from_a_start_without(
+    pipeline: Pipeline, history: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="architecture surprise: expected one that learns from labels"):
+        new_detector(shorter(pipeline, architecture="gru"), part(10), 0, Start(bundle=bundle.folder))
+    with pytest.raises(TrainingError, match="architecture = 'surprise': expected one that learns from labels"):
+        pretrain(pipeline, history, tmp_path / "pretrained")
 
 
 def ranked(
