@@ -98,7 +98,9 @@ class ForecastDetector(EventDetector):
         for horizon in FORECAST_HORIZONS:
             first = -horizon if horizon else 0
             weight = weight_BL1[:, first:]
-            averages.append((both_BL2[:, first:] * weight).sum(1) / weight.sum(1).clamp(min=1))
+            count_B1 = weight.sum(1)
+            average = (both_BL2[:, first:] * weight).sum(1) / count_B1.clamp(min=1)
+            averages.append(torch.where(count_B1 > 0, average, LOG_SPREAD[0]))  # of nothing: nothing strange
         return torch.stack(averages, dim=1)
 
     def forecast_level(self, evidence_BR2: Tensor, known_B: Tensor) -> Tensor:

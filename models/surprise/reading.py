@@ -34,6 +34,7 @@ RENEWAL = 100.0
 SHY = 0.1  # what a reading far from normal teaches, compared with others
 FAR = 3.0  # of the errors' mean over the channels, in spreads
 USUAL = 3.0  # usual values rest more on later readings, when the forecasts were better
+GREATEST = 1e15  # what is beyond is taken for it
 LATELY = 20.0  # readings that what a channel carries goes back
 NOVELTY = 10.0  # spreads that a half range outside counts as where channels are compared
 SEEN, LEARNT, SINCE = 0, 1, 2  # words of the head
@@ -82,7 +83,8 @@ def advance_readings(
     )  # fmt: skip
     for m in range(len(reading_MC)):
         for c in range(channels):
-            work.reading_C[c] = reading_MC[m, c]
+            value = reading_MC[m, c]  # float32 holds the squares of what is left
+            work.reading_C[c] = value if np.isnan(value) else min(GREATEST, max(-GREATEST, value))
         seen = np.float64(state_W[places.head + SEEN])
         if seen == 0.0:
             _begin(places, state_W, work.reading_C)
@@ -222,11 +224,20 @@ def _learn_scales(
         if np.isnan(value):
             continue
         at = places.scales + c * SCALE
+        if seen >= FIRST:  # one absurd reading must not make all others look small
+            value = _near(value, np.float64(state_W[at + MEAN]), np.float64(state_W[at + VARIANCE]))
         _follow(state_W[at:], value, work.adaptive_C[c], rate)
         _follow(state_W[at + REFERENCE :], value, work.reference_C[c], renew)
         state_W[at + BRIEF_MEAN] += (value - state_W[at + BRIEF_MEAN]) / fc.BRIEF
         state_W[at + LONG_MEAN] += (value - state_W[at + LONG_MEAN]) / fc.LONG
         state_W[at + LAST] = value
+
+
+@inlined
+def _near(value: float, mean: float, variance: float) -> float:
+    """The value, or where it is further than LIMIT spreads from the mean, what is that far."""
+    reach = LIMIT * fc.spread_of(mean, variance)
+    return min(mean + reach, max(mean - reach, value))
 
 
 @inlined

@@ -70,6 +70,9 @@ def _take_in(state_W: NDArray[np.float32], at: int, value: float, forget: float,
     excess = 0.0
     if off > half:
         excess = min(off / half - 1.0, MOST_EXCESS) if half > 0.0 else MOST_EXCESS
+        if half > 0.0:  # an absurd value widens the range by no more than counts
+            reach = (1.0 + MOST_EXCESS) * half
+            value = min(middle + reach, max(middle - reach, value))
         greatest, least = max(greatest, value), min(least, value)
         middle = 0.5 * (greatest + least)
     state_W[at] = greatest + (middle - greatest) * forget

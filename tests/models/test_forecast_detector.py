@@ -137,3 +137,17 @@ def test_every_engine_runs_it_in_any_company(machines: Pipeline, detector: Forec
 def test_the_shapes_of_weights_are_known_without_torch(machines: Pipeline, detector: ForecastDetector) -> None:
     shapes = weight_shapes(machines.detector.architecture, Layout(machines).inputs, 8, 4)
     assert {name: array.shape for name, array in detector.weights().items()} == shapes
+
+
+def test_without_anything_to_go_by_nothing_is_strange(machines: Pipeline, detector: ForecastDetector) -> None:
+    """The first event of all, and one with every number missing, are at the bottom, however usual forecasts are."""
+    names, encoded = Layout(machines).inputs.context, full(machines, 4, 10)
+    encoded.context_BC[:, names.index("surprise.known")] = 0.0
+    encoded.mask_BL[:2, :-1] = False
+    usual = detector.usual_2R2.clone()
+    detector.usual_2R2.fill_(-2.0)  # forecasts that are right have less than no nats
+    with torch.no_grad():
+        logit_B = detector(*tensors(encoded)).numpy()
+    detector.usual_2R2.copy_(usual)
+    assert scores_of(logit_B)[:2] == pytest.approx(0.0, abs=2e-6)
+    assert (scores_of(logit_B)[2:] > 0.01).all()

@@ -225,3 +225,21 @@ def test_what_was_expected_is_in_the_readings_units() -> None:
 def test_what_the_channels_carry_adds_up() -> None:
     found = judge(machine(13))
     assert np.allclose(found.carried_MC.sum(1), found.out_MO[:, CARRIED], rtol=1e-6)
+
+
+@pytest.mark.parametrize("absurd", [1e9, 1e38, np.inf])
+def test_one_absurd_reading_does_not_blind_a_channel(absurd: float) -> None:
+    """Long after it an ordinary fault is found as without it, and all that is remembered is finite."""
+    reading_MC = machine(14, rows=6000)
+    reading_MC[5500:, 1] += 6.0 * reading_MC[:, 1].std()
+    plain = judge(reading_MC).out_MO
+    hit_MC = reading_MC.copy()
+    hit_MC[LEARNT + 500, 1] = absurd
+    found = judge(hit_MC)
+    assert np.isfinite(found.state_W).all()
+    assert np.isfinite(found.out_MO).all()
+    assert np.isfinite(found.expected_MC).all()
+    assert found.out_MO[LEARNT + 500, SCORE] > 2 * found.out_MO[LEARNT + 400 : LEARNT + 500, SCORE].mean()
+    after = slice(5520, 5600)
+    assert found.out_MO[after, SCORE].mean() > 0.8 * plain[after, SCORE].mean()
+    assert found.out_MO[after, SCORE].min() > found.out_MO[5000:5500, SCORE].max()
