@@ -17,7 +17,7 @@ from models.features.encoded import InputSpec
 from models.pipeline.spec import SURPRISE, without_labels
 
 __all__ = [
-    "ARCHITECTURES", "FORECAST_HORIZONS", "SURPRISE", "SURPRISE_LIMIT", "Scaling", "Weights", "cnn_dilations",
+    "AGES", "ARCHITECTURES", "FORECAST_HORIZONS", "SURPRISE", "SURPRISE_LIMIT", "Scaling", "Weights", "cnn_dilations",
     "forecast_columns", "layer_width", "read_weights", "surprise_columns", "verdict_width", "weight_shapes",
 ]  # fmt: skip
 
@@ -27,6 +27,7 @@ Shapes = dict[str, tuple[int, ...]]
 CNN_KERNEL = 3  # events that a convolution sees
 TRANSFORMER_LAYERS, FEED_FORWARD = 2, 2  # the second: times as wide within a layer
 WIDTH_STEP = 16  # below 12 columns, MKL's kernels round a row by where it stands in its block
+AGES = (0.3, 1.0)  # shares of `surprise.learn` from which an entity is of the next age; the last is "known"
 FORECAST_HORIZONS = (1, 4, 16, 0)  # events that evidence is averaged over; 0: the whole window
 SURPRISE_LIMIT = 1e-6  # logits of scores nearer to 0 or 1 say no more
 WIDEST_VERDICTS = 32  # a verdict is a handful of numbers, and each costs a step
@@ -79,8 +80,8 @@ def weight_shapes(architecture: str, inputs: InputSpec, hidden: int, embedding: 
     event, width, narrow = x + len(inputs.codes) * embedding, layer_width(hidden), verdict_width(hidden)
     shared |= _named("trunk", trunk(event, width, inputs.length))
     if without_labels(architecture):
-        evidence = (2, len(FORECAST_HORIZONS), 2)
-        shared |= {"usual_2R2": evidence, "spread_2R2": evidence, "gain_2": (2,)}
+        evidence = (len(AGES) + 1, len(FORECAST_HORIZONS), 2)
+        shared |= {"usual_AR2": evidence, "spread_AR2": evidence, "gain_A": (len(AGES) + 1,)}
         outputs = 2 * len(forecast_columns(inputs)[0])
         return shared | _linear("forecast.0", width, width) | _linear("forecast.2", width, outputs)
     for j in range(profiles):

@@ -12,6 +12,7 @@ from models.detectors import ForecastDetector
 from models.detectors.base import tensors
 from models.detectors.surprise import level_of
 from models.features.encoded import Encoded
+from models.weights import AGES
 from training.errors import TrainingError
 from training.fit import Recipe
 from training.loop import Loop
@@ -24,6 +25,7 @@ HIGH = 0.95  # quantile at which both levels are made equal; higher ones are of 
 SPREADS = 2.5  # mean absolute deviations, as in `models.surprise.level`
 LEAST_SPREAD, LEAST_LEVEL = 1e-3, 1e-6
 AT_ONCE = 4096  # windows
+FEW = 100  # windows of an age from which nothing can be said of it
 
 Report = Callable[[int, str], None]
 
@@ -69,18 +71,26 @@ def scale_evidence(detector: ForecastDetector, windows: Encoded) -> None:
         for first in range(0, len(windows), AT_ONCE)
     ])  # fmt: skip
     context_BC = torch.from_numpy(windows.context_BC)
-    known_B = context_BC[:, detector.known] >= 1.0
-    if not bool(known_B.any()):
+    age_B, oldest = detector.ages(context_BC), len(AGES)
+    if not bool((age_B == oldest).any()):
         raise TrainingError("0 windows of entities that surprise knows: expected a history longer than surprise.learn")
-    new_B = ~known_B if bool((~known_B).any()) else known_B
-    for place, of_B in enumerate((known_B, new_B)):
-        usual_R2 = evidence[of_B].median(dim=0).values
-        detector.usual_2R2[place] = usual_R2
-        detector.spread_2R2[place] = SPREADS * (evidence[of_B] - usual_R2).abs().mean(0) + LEAST_SPREAD
-    surprise, forecast = level_of(context_BC[:, detector.score]), detector.forecast_level(evidence, known_B)
-    detector.gain_2[0] = _high(surprise[known_B]) / _high(forecast[known_B])
-    both = 0.5 * (surprise + detector.gain_2[0] * forecast)
-    detector.gain_2[1] = _high(both[known_B]) / _high(forecast[new_B])
+    of = {age: _alike(age_B, age) for age in range(oldest + 1)}
+    for age, alike_B in of.items():
+        usual_R2 = evidence[alike_B].median(dim=0).values
+        detector.usual_AR2[age] = usual_R2
+        detector.spread_AR2[age] = SPREADS * (evidence[alike_B] - usual_R2).abs().mean(0) + LEAST_SPREAD
+    surprise, forecast = level_of(context_BC[:, detector.score]), detector.forecast_level(evidence, age_B)
+    detector.gain_A[oldest] = _high(surprise[of[oldest]]) / _high(forecast[of[oldest]])
+    high = _high(0.5 * (surprise + detector.gain_A[oldest] * forecast)[of[oldest]])
+    for age in range(oldest):
+        detector.gain_A[age] = high / _high(forecast[of[age]])
+
+
+def _alike(age_B: Tensor, age: int) -> Tensor:
+    """Windows of this age, or, where there are too few, of the next that has enough."""
+    while age < len(AGES) and int((age_B == age).sum()) < FEW:
+        age += 1
+    return age_B == age
 
 
 def _high(level: Tensor) -> float:

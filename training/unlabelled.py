@@ -29,6 +29,7 @@ from models.engines.torch_engine import TorchEngine, detector_of
 from models.episodes import OPEN, advance_episodes, empty_episodes
 from models.features.encoded import Encoded
 from models.features.layout import Layout
+from models.hashing import hash_ids
 from models.pipeline.spec import Pipeline
 from models.policy import threshold_for_budget
 from training.dataset import sampled
@@ -43,6 +44,8 @@ __all__ = ["Past", "episode_threshold", "from_past"]
 GOLDEN_EACH = 16  # of the strangest and of the newest windows
 SCALED_ON = 20_000  # windows
 CANDIDATES = 400  # thresholds that are tried
+OTHERS = 0.25  # of the entities are not learnt from, only measured
+FEW_KNOWN = 1000  # windows of known ones among them, at least
 MOST = 0.05  # of the events may reach it: with more, what is strange would be usual
 
 DEFAULT = Recipe()
@@ -93,7 +96,7 @@ def from_past(
     detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
     learnt: dict[str, Any] = {"started_from": None if start is None else start.version}
     if isinstance(detector, ForecastDetector):
-        some = _sample(history, days, recipe, tell)
+        some, others = _sample(history, days, recipe, tell)
         if start is None:
             detector.fit_scaler(some)
         else:
@@ -103,7 +106,7 @@ def from_past(
             | {"windows": len(some)}
             | fit_forecast(detector, some, recipe, lambda epoch, note: tell("train", epoch, recipe.epochs, note))
         )
-        scale_evidence(detector, some)
+        scale_evidence(detector, others)
     past, windows = _score(history, TorchEngine(detector.eval()), days, tell)
     threshold = episode_threshold(pipeline, past)
     if not isinstance(detector, ForecastDetector):
@@ -129,20 +132,27 @@ def _taught(start: Bundle, architecture: str) -> ForecastDetector:
     return detector
 
 
-def _sample(history: History, days: float | None, recipe: Recipe, tell: Report) -> Encoded:
-    """Windows of a seeded share of the events, without those that are known to be bad."""
+def _sample(history: History, days: float | None, recipe: Recipe, tell: Report) -> tuple[Encoded, Encoded]:
+    """Windows of a seeded share of the events, without those that are known to be bad: to learn from, and of other
+    entities to measure against, since what is learnt by heart is never strange. Of few entities both are the same."""
     frauds, since_ms = history.frauds(), _since(history, days)
     share = min(1.0, min(MOST_WINDOWS, recipe.max_legit) / max(history.events.num_rows, 1))
-    parts = [
-        chunk.encoded.take(np.array([event_id not in frauds for event_id in chunk.batch.event_id], np.bool_))
-        for chunk in replay(
-            history, lambda batch: (batch.time_M >= since_ms) & sampled(batch.id_hash_M, share, recipe.seed),
-            report=lambda done, total: tell("replay", done, total, ""),
-        )
-    ]  # fmt: skip
+    parts: list[Encoded] = []
+    other: list[NDArray[np.bool_]] = []
+    for chunk in replay(
+        history, lambda batch: (batch.time_M >= since_ms) & sampled(batch.id_hash_M, share, recipe.seed),
+        report=lambda done, total: tell("replay", done, total, ""),
+    ):  # fmt: skip
+        good_B = np.array([event_id not in frauds for event_id in chunk.batch.event_id], np.bool_)
+        parts.append(chunk.encoded.take(good_B))
+        other.append(sampled(hash_ids(chunk.batch.entity), OTHERS, recipe.seed)[good_B])
     if not parts:
         raise TrainingError(f"{history.pipeline.name}: no event in the last {days} days: expected some to learn from")
-    return Encoded.concatenate(parts)
+    windows, other_B = Encoded.concatenate(parts), np.concatenate(other)
+    known = Layout(history.pipeline).inputs.context.index("surprise.known")
+    if int((windows.context_BC[other_B, known] >= 1.0).sum()) < FEW_KNOWN:
+        return windows, windows
+    return windows.take(~other_B), windows.take(other_B)
 
 
 def _since(history: History, days: float | None) -> float:

@@ -3,13 +3,13 @@
 The trunk reads the events before; from its state after each of them a head says how the numbers of the next will be
 distributed, each by how far it is from its entity's usual value, so that machines of different size are alike. The
 evidence is the negative log likelihood of what came, its mean over the fields and its greatest, averaged over the last
-1, 4, 16 and all events of the window, each above what is usual in the fleet, in spreads: among entities that surprise
-knows, or among new ones, whose usual values are not settled. The mean of their logarithms is a level as that of
-surprise is (`models.surprise.level`), in units that make both equally high at the fleet's highest twentieth; the
-detector's level is the mean of both. Of an entity that surprise does not know yet it is the forecasts' alone, in units
-that make its highest twentieth as high as that of known ones.
+1, 4, 16 and all events of the window, each above what is usual in the fleet, in spreads, among entities of the same
+age: the usual values of new ones are not settled. The mean of their logarithms is a level as that of surprise is
+(`models.surprise.level`), in units that make both equally high at the fleet's highest twentieth; the detector's level
+is the mean of both. Of an entity that surprise does not know yet it is the forecasts' alone, in units that make the
+highest twentieth of its age as high as that of known ones.
 
-Dimension letters: as in `events`; N number fields, R horizons.
+Dimension letters: as in `events`; N number fields, R horizons, A ages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.detectors.events import EventDetector
 from models.detectors.surprise import carried_share, level_of
 from models.features.encoded import InputSpec
 from models.pipeline.spec import SURPRISE
-from models.weights import FORECAST_HORIZONS, SURPRISE_LIMIT, forecast_columns, surprise_columns
+from models.weights import AGES, FORECAST_HORIZONS, SURPRISE_LIMIT, forecast_columns, surprise_columns
 
 __all__ = ["ForecastDetector"]
 
@@ -37,9 +37,9 @@ class ForecastDetector(EventDetector):
     target_N: Tensor
     missing_N: Tensor
     carried_N: Tensor
-    usual_2R2: Tensor
-    spread_2R2: Tensor
-    gain_2: Tensor
+    usual_AR2: Tensor
+    spread_AR2: Tensor
+    gain_A: Tensor
 
     def __init__(self, trunk: str, inputs: InputSpec, hidden: int, embedding: int) -> None:
         super().__init__(f"{SURPRISE}-{trunk}", trunk, inputs, hidden, embedding)
@@ -56,21 +56,21 @@ class ForecastDetector(EventDetector):
         self.forecast = nn.Sequential(
             nn.Linear(self.width, self.width), nn.GELU(), nn.Linear(self.width, 2 * len(targets))
         )  # fmt: skip
-        horizons = len(FORECAST_HORIZONS)
-        self.register_buffer("usual_2R2", torch.zeros(2, horizons, 2))
-        self.register_buffer("spread_2R2", torch.ones(2, horizons, 2))
-        self.register_buffer("gain_2", torch.ones(2))
+        ages, horizons = len(AGES) + 1, len(FORECAST_HORIZONS)
+        self.register_buffer("usual_AR2", torch.zeros(ages, horizons, 2))
+        self.register_buffer("spread_AR2", torch.ones(ages, horizons, 2))
+        self.register_buffer("gain_A", torch.ones(ages))
 
     def forward(
         self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor, context_BC: Tensor,
         verdicts_BJSG: Tensor,  # noqa: ARG002, there are no labels
     ) -> Tensor:  # fmt: skip
         """logit_B = log(level · share); inputs as in `Encoded`."""
-        surprise_B = level_of(context_BC[:, self.score])
-        known_B = context_BC[:, self.known] >= 1.0
-        forecast_B = self.forecast_level(self.evidence(x_BLF, codes_BLK, mask_BL), known_B)
-        both_B = 0.5 * (surprise_B + self.gain_2[0] * forecast_B)
-        level_B = torch.where(known_B, both_B, self.gain_2[1] * forecast_B).clamp(min=SURPRISE_LIMIT)
+        surprise_B, age_B = level_of(context_BC[:, self.score]), self.ages(context_BC)
+        forecast_B = self.forecast_level(self.evidence(x_BLF, codes_BLK, mask_BL), age_B)
+        forecast_B = self.gain_A[age_B] * forecast_B
+        level_B = torch.where(age_B == len(AGES), 0.5 * (surprise_B + forecast_B), forecast_B)
+        level_B = level_B.clamp(min=SURPRISE_LIMIT)
         return torch.log(level_B) + torch.log(carried_share(context_BC, self.carried_N, self.total))
 
     def unlikelihood(self, x_BLF: Tensor, codes_BLK: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,11 +103,15 @@ class ForecastDetector(EventDetector):
             averages.append(torch.where(count_B1 > 0, average, LOG_SPREAD[0]))  # of nothing: nothing strange
         return torch.stack(averages, dim=1)
 
-    def forecast_level(self, evidence_BR2: Tensor, known_B: Tensor) -> Tensor:
-        """level_B before `gain_2`."""
-        new_B = (~known_B).long()
-        above_BR2 = (evidence_BR2 - self.usual_2R2[new_B]).clamp(min=0.0) / self.spread_2R2[new_B]
+    def forecast_level(self, evidence_BR2: Tensor, age_B: Tensor) -> Tensor:
+        """level_B before `gain_A`, against what is usual of entities of the same age."""
+        above_BR2 = (evidence_BR2 - self.usual_AR2[age_B]).clamp(min=0.0) / self.spread_AR2[age_B]
         return torch.log1p(above_BR2).mean((1, 2))
+
+    def ages(self, context_BC: Tensor) -> Tensor:
+        """age_B, int64: how many of AGES the entity has reached; all of them: surprise knows it."""
+        known_B = context_BC[:, self.known]
+        return torch.stack([known_B >= age for age in AGES]).long().sum(0)
 
     def _present(self, x_BLF: Tensor) -> Tensor:
         """there_BLN of the fields by their flags; a field without one is always there."""

@@ -37,7 +37,7 @@ def detector(machines: Pipeline) -> ForecastDetector:
     made = build_detector(machines.detector.architecture, Layout(machines).inputs, 8, 4)
     assert isinstance(made, ForecastDetector)
     made.fit_scaler(windows(machines, 200, 1))
-    made.gain_2.copy_(torch.tensor([0.7, 0.4]))
+    made.gain_A.copy_(torch.tensor([0.4, 0.5, 0.7]))
     return made.eval()
 
 
@@ -97,15 +97,17 @@ def test_masked_events_do_not_matter_not_even_nan(machines: Pipeline, detector: 
 def test_both_levels_meet_in_the_middle_once_surprise_knows_the_entity(
     machines: Pipeline, detector: ForecastDetector
 ) -> None:
-    """Known: the mean of surprise and .7 times the forecasts' level; new: .4 times the forecasts' alone."""
+    """Known: the mean of surprise and .7 times the forecasts' level; half known: .5 times the forecasts' alone."""
     names, encoded = Layout(machines).inputs.context, full(machines, 30, 6)
     encoded.context_BC[:, names.index("surprise")] = 0.5  # level 1
-    encoded.context_BC[:, names.index("surprise.known")] = np.arange(30) % 2
+    encoded.context_BC[:, names.index("surprise.known")] = 0.5 + np.arange(30) % 2 / 2
     known_B = torch.arange(30) % 2 == 1
     with torch.no_grad():
-        forecast_B = detector.forecast_level(detector.evidence(*tensors(encoded)[:3]), known_B).numpy()
+        forecast_B = detector.forecast_level(
+            detector.evidence(*tensors(encoded)[:3]), torch.where(known_B, 2, 1)
+        ).numpy()
         level_B = np.exp(detector(*tensors(encoded)).numpy())
-    expected_B = np.where(known_B.numpy(), 0.5 * (1.0 + 0.7 * forecast_B), 0.4 * forecast_B)
+    expected_B = np.where(known_B.numpy(), 0.5 * (1.0 + 0.7 * forecast_B), 0.5 * forecast_B)
     assert level_B == pytest.approx(expected_B, rel=1e-4, abs=1e-6)
 
 
@@ -144,10 +146,10 @@ def test_without_anything_to_go_by_nothing_is_strange(machines: Pipeline, detect
     names, encoded = Layout(machines).inputs.context, full(machines, 4, 10)
     encoded.context_BC[:, names.index("surprise.known")] = 0.0
     encoded.mask_BL[:2, :-1] = False
-    usual = detector.usual_2R2.clone()
-    detector.usual_2R2.fill_(-2.0)  # forecasts that are right have less than no nats
+    usual = detector.usual_AR2.clone()
+    detector.usual_AR2.fill_(-2.0)  # forecasts that are right have less than no nats
     with torch.no_grad():
         logit_B = detector(*tensors(encoded)).numpy()
-    detector.usual_2R2.copy_(usual)
+    detector.usual_AR2.copy_(usual)
     assert scores_of(logit_B)[:2] == pytest.approx(0.0, abs=2e-6)
     assert (scores_of(logit_B)[2:] > 0.01).all()

@@ -141,7 +141,7 @@ def test_what_a_fleet_teaches_is_better_than_each_ones_own_past(
     _, _, taught_N = ranked(taught_by, taught, later)
     own, better = (average_precision(fault_N[known_N], score_N[known_N]) for score_N in (own_N, taught_N))
     assert better > own + 0.02
-    early = simulate_machines(9, machines=20, days=LEARN / 288, faults=3, faults_from_day=0.4)
+    early = simulate_machines(9, machines=30, days=LEARN / 288, faults=1, faults_from_day=0.4)
     fault_N, known_N, score_N = ranked(taught_by, taught, early)
     assert not known_N.any()
     assert average_precision(fault_N, score_N) > 4 * fault_N.mean()
