@@ -8,6 +8,14 @@ categories, and four kinds of fraud are laid over them:
     merchant     cards copied at one merchant pay there for days, at ordinary amounts: only labels tell
     takeover     an online account is used from a new device, at night, above its usual amounts
 
+From a day that is asked for, fraud goes by other rules, as it does when it is found out, while honest customers stay as
+they are (a drift of the concept, not of the inputs, but for what fraud itself moves):
+
+    limit        a stolen card pays contactless in its own city, many times within an hour, just below the limit
+    vouchers     vouchers of round amounts from one online shop, minutes apart, from the customer's own device
+    webshop      as merchant, but online and from the customers' own devices
+    remote       as takeover, but by day and from the customer's own device
+
 Honest customers travel, buy a new phone and stay up late too, so no single sign decides. Labels arrive
 days after their event. The same arguments give the same data on one numpy version. What is made here is
 no statement about real fraud: docs/simulator.md says what to use it for. `models.samples` writes files.
@@ -22,26 +30,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import simulate_frauds as frauds
 from models.clock import DAY_MS, HOUR_MS, from_iso
+from models.simulate_world import (
+    CATEGORIES,
+    CHANNELS,
+    CHIP,
+    CONTACTLESS,
+    DEVICES_EACH,
+    FAVOURITES,
+    MAGSTRIPE,
+    NO_DEVICE,
+    ONLINE,
+    Ints,
+    Payments,
+    World,
+    make_world,
+)
 
 __all__ = ["PATTERNS", "Simulated", "simulate"]
 
-PATTERNS = ("", "spree", "testing", "merchant", "takeover")  # index 0: honest
-PATTERN_SHARES = (0.0, 0.3, 0.2, 0.25, 0.25)  # of the fraudulent events
-MEAN_SIZES = (0, 7, 10, 20, 6)  # events of an episode
-CATEGORIES = ("grocery", "fuel", "restaurant", "transport", "pharmacy", "clothing", "electronics", "travel", "gaming")
-CATEGORY_AMOUNT = np.array([30.0, 40, 25, 8, 18, 60, 180, 240, 20])  # typical amount, USD
-CHANNELS = ("chip", "contactless", "magstripe", "online")
-CHIP, CONTACTLESS, MAGSTRIPE, ONLINE = range(4)
-FAVOURITES = 8
-ONLINE_SLOTS = (2, 5)  # which of a customer's favourites are online shops
-MAX_CITIES = 12
-DEVICES_EACH = 2  # a customer's device, and the one that replaces it one day
-CARDS_PER_FRAUD_DEVICE = 4
-NO_DEVICE = -1
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+PATTERNS = (
+    "",
+    "spree",
+    "testing",
+    "merchant",
+    "takeover",
+    "limit",
+    "vouchers",
+    "webshop",
+    "remote",
+)  # index 0: honest; the last four only once the rules have changed
+FIRST, LATER = (1, 2, 3, 4), (5, 6, 7, 8)  # places in PATTERNS: each of the later takes the place of one of the first
+PATTERN_SHARES = (0.0, *(0.3, 0.2, 0.25, 0.25) * 2)  # of the fraudulent events of a time
+MEAN_SIZES = (0, 7, 10, 20, 6, 6.5, 8, 20, 6)  # events of an episode
+MAKERS = {
+    1: frauds.spree, 2: frauds.testing, 3: frauds.merchant, 4: frauds.takeover,
+    5: frauds.limit, 6: frauds.vouchers, 7: frauds.webshop, 8: frauds.remote,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +120,34 @@ def simulate(
     label_delay_days: float = 2.0,
     label_delay_max_days: float = 7.0,
     start: str = "2026-01-01",
+    rules_change_day: int | None = None,
 ) -> Simulated:
     """Payments of `days` days from `start` (ISO-8601, UTC).
 
     payments_per_day: mean for a customer. fraud_share: fraudulent events per honest one; there is at least one
     episode of each pattern, so very small simulations hold more. reported_share: fraud that ever gets a label.
     cleared_share: honest events that an analyst labels as such. label_delay_days: mean delay of a label, gamma
-    distributed and cut at label_delay_max_days. Labels may arrive after the last event.
+    distributed and cut at label_delay_max_days. Labels may arrive after the last event. rules_change_day: from this day
+    on fraud goes by the later rules; None stands for never.
     Raises ValueError when the world is too small to hold the patterns.
     """
     if customers < 2 or merchants < 8 or days < 2:
         raise ValueError(f"customers={customers}, merchants={merchants}, days={days}: expected at least 2, 8 and 2")
     rng = np.random.default_rng(seed)
-    world = _make_world(rng, customers, merchants, days, payments_per_day)
+    world = make_world(rng, customers, merchants, days, payments_per_day)
     honest = _honest(rng, world)
     parts = [honest]
+    patterns = [0]
     if fraud_share > 0:
-        makers = (_spree, _testing, _merchant, _takeover)
-        for number, make in enumerate(makers, start=1):
+        change_ms = world.span_ms if rules_change_day is None else rules_change_day * DAY_MS
+        for number in FIRST if rules_change_day is None else (*FIRST, *LATER):
             wanted = fraud_share * len(honest.time) * PATTERN_SHARES[number]
-            parts.append(make(rng, world, max(1, round(wanted / MEAN_SIZES[number]))))
-    pattern = np.repeat(np.arange(len(parts), dtype=np.int8), [len(part.time) for part in parts])
-    every = _Part.concatenate(parts)
+            planned = MAKERS[number](rng, world, max(1, round(wanted / MEAN_SIZES[number])))
+            in_force = planned.time < change_ms if number in FIRST else planned.time >= change_ms
+            parts.append(planned if rules_change_day is None else planned.take(np.flatnonzero(in_force)))
+            patterns.append(number)
+    pattern = np.repeat(np.array(patterns, dtype=np.int8), [len(part.time) for part in parts])
+    every = Payments.concatenate(parts)
     inside = np.flatnonzero(every.time < world.span_ms)
     order = inside[np.argsort(every.time[inside], kind="stable")]
     events = _event_columns(world, every.take(order), from_iso(start), seed)
@@ -126,117 +158,7 @@ def simulate(
     return Simulated(events, _label_columns(events, pattern_N > 0, judged, delay), pattern_N)
 
 
-@dataclass(frozen=True, slots=True)
-class _World:
-    """Who pays where. Arrays of customers (C) and merchants (M); shops of city k are local[first[k]:first[k + 1]]."""
-
-    span_ms: int
-    rate_C: Floats  # payments a day
-    scale_C: Floats  # multiplies a category's amount
-    spread_C: Floats  # deviation of the log amount
-    hour_C: Floats  # middle of the waking day, hours
-    home_C: Ints  # city
-    favourite_CS: Ints
-    new_device_C: Ints  # when the second device replaces the first
-    trip_C: Ints  # start of a trip
-    trip_end_C: Ints
-    trip_city_C: Ints
-    category_M: Ints
-    latitude_M: Floats
-    longitude_M: Floats
-    online_M: NDArray[np.bool_]
-    city_M: Ints
-    local: Ints
-    first: Ints
-    shops: Ints  # online ones
-
-    @property
-    def customers(self) -> int:
-        return len(self.rate_C)
-
-    @property
-    def cities(self) -> int:
-        return len(self.first) - 1
-
-    def shop_in(self, rng: np.random.Generator, city: Ints) -> Ints:
-        """A shop of each city, the popular ones more often."""
-        count = self.first[city + 1] - self.first[city]
-        return self.local[self.first[city] + (rng.random(len(city)) ** 2 * count).astype(np.int64)]
-
-    def online_shop(self, rng: np.random.Generator, n: int) -> Ints:
-        return self.shops[(rng.random(n) ** 2 * len(self.shops)).astype(np.int64)]
-
-    def usual_amount(self, rng: np.random.Generator, customer: Ints, merchant: Ints) -> Floats:
-        typical = CATEGORY_AMOUNT[self.category_M[merchant]] * self.scale_C[customer]
-        return np.asarray(typical * np.exp(self.spread_C[customer] * rng.standard_normal(len(customer))))
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Payments of one kind, in any order. `time` in milliseconds from the start; `device` a number or NO_DEVICE."""
-
-    time: Ints
-    customer: Ints
-    merchant: Ints
-    amount: Floats
-    channel: Ints
-    device: Ints
-
-    def take(self, index: Ints) -> _Part:
-        return _Part(self.time[index], self.customer[index], self.merchant[index], self.amount[index],
-                     self.channel[index], self.device[index])  # fmt: skip
-
-    @staticmethod
-    def concatenate(parts: list[_Part]) -> _Part:
-        names = ("time", "customer", "merchant", "amount", "channel", "device")
-        return _Part(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
-
-
-def _make_world(rng: np.random.Generator, customers: int, merchants: int, days: int, rate: float) -> _World:
-    span_ms = days * DAY_MS
-    cities = min(MAX_CITIES, merchants // 4)
-    city_M = np.arange(merchants) % cities
-    online_M = np.arange(merchants) >= merchants - max(1, merchants // 5)
-    local = np.flatnonzero(~online_M)
-    local = local[np.argsort(city_M[local], kind="stable")]
-    first = np.searchsorted(city_M[local], np.arange(cities + 1))
-    centre = np.column_stack([rng.uniform(30, 48, cities), rng.uniform(-120, -75, cities)])
-    place_M = centre[city_M] + rng.normal(0, 0.08, (merchants, 2))
-    home_C = rng.integers(0, cities, customers)
-    trip_C = rng.integers(0, span_ms, customers)
-    trip_days = np.where(rng.random(customers) < min(1.0, days / 90), rng.integers(2, 7, customers), 0)
-    world = _World(
-        span_ms=span_ms,
-        rate_C=rng.gamma(3.0, rate / 3.0, customers),
-        scale_C=np.exp(rng.normal(0, 0.5, customers)),
-        spread_C=rng.uniform(0.25, 0.6, customers),
-        hour_C=rng.normal(14.5, 2.0, customers),
-        home_C=home_C,
-        favourite_CS=np.empty((customers, FAVOURITES), np.int64),
-        new_device_C=rng.integers(0, max(span_ms, 365 * DAY_MS), customers),
-        trip_C=trip_C,
-        trip_end_C=trip_C + trip_days * DAY_MS,
-        trip_city_C=_other_city(rng, home_C, cities),
-        category_M=rng.integers(0, len(CATEGORIES), merchants),
-        latitude_M=place_M[:, 0].round(5),
-        longitude_M=place_M[:, 1].round(5),
-        online_M=online_M,
-        city_M=city_M,
-        local=local,
-        first=first,
-        shops=np.flatnonzero(online_M),
-    )
-    for slot in range(FAVOURITES):
-        shop = world.online_shop(rng, customers) if slot in ONLINE_SLOTS else world.shop_in(rng, home_C)
-        world.favourite_CS[:, slot] = shop
-    return world
-
-
-def _other_city(rng: np.random.Generator, city: Ints, cities: int) -> Ints:
-    return np.asarray((city + rng.integers(1, cities, len(city))) % cities)
-
-
-def _honest(rng: np.random.Generator, world: _World) -> _Part:
+def _honest(rng: np.random.Generator, world: World) -> Payments:
     span_days = world.span_ms // DAY_MS
     customer = np.repeat(np.arange(world.customers), rng.poisson(world.rate_C * span_days))
     n = len(customer)
@@ -254,87 +176,10 @@ def _honest(rng: np.random.Generator, world: _World) -> _Part:
     in_shop = rng.choice([CHIP, CONTACTLESS, MAGSTRIPE], n, p=[0.45, 0.5, 0.05])
     channel = np.where(world.online_M[merchant], ONLINE, in_shop)
     owned = customer * DEVICES_EACH + (time >= world.new_device_C[customer])
-    return _Part(time, customer, merchant, amount, channel, np.where(channel == ONLINE, owned, NO_DEVICE))
+    return Payments(time, customer, merchant, amount, channel, np.where(channel == ONLINE, owned, NO_DEVICE))
 
 
-def _episodes(rng: np.random.Generator, size: Ints, gap_ms: float) -> tuple[Ints, Ints]:
-    """Episode number and time since its start, for each event; gaps are exponential with this mean."""
-    episode = np.repeat(np.arange(len(size)), size)
-    gap = rng.exponential(gap_ms, len(episode))
-    first = np.concatenate([[0], np.cumsum(size)[:-1]])
-    total = np.cumsum(gap)
-    return episode, (total - total[first][episode]).astype(np.int64)
-
-
-def _spread_out(rng: np.random.Generator, span_ms: int, n: int) -> Ints:
-    """Random times, one in each n-th of the span: every week sees every pattern, as with many more customers."""
-    return ((np.arange(n) + rng.random(n)) / n * span_ms).astype(np.int64)
-
-
-def _spree(rng: np.random.Generator, world: _World, n: int) -> _Part:
-    episode, since = _episodes(rng, rng.integers(3, 12, n), HOUR_MS / 4)
-    victim = rng.integers(0, world.customers, n)
-    start = _spread_out(rng, world.span_ms, n)
-    city = _other_city(rng, world.home_C[victim], world.cities)
-    customer = victim[episode]
-    merchant = world.shop_in(rng, city[episode])
-    amount = world.usual_amount(rng, customer, merchant) * rng.uniform(1.2, 5, len(episode))
-    channel = rng.choice([CHIP, CONTACTLESS, MAGSTRIPE], len(episode), p=[0.1, 0.5, 0.4])
-    return _Part(start[episode] + since, customer, merchant, amount, channel, np.full(len(episode), NO_DEVICE))
-
-
-def _testing(rng: np.random.Generator, world: _World, n: int) -> _Part:
-    size = rng.integers(6, 15, n)
-    episode, since = _episodes(rng, size, 20_000.0)
-    customer = rng.integers(0, world.customers, n)[episode]
-    merchant = world.online_shop(rng, len(episode))
-    last = np.cumsum(size) - 1
-    amount = rng.uniform(0.5, 3, len(episode))
-    amount[last] = world.usual_amount(rng, customer[last], merchant[last]) * rng.uniform(4, 10, n)
-    device = _fraud_device(rng, world, n)[episode]
-    start = _spread_out(rng, world.span_ms, n)
-    return _Part(start[episode] + since, customer, merchant, amount, np.full(len(episode), ONLINE), device)
-
-
-def _merchant(rng: np.random.Generator, world: _World, n: int) -> _Part:
-    episode, since = _episodes(rng, rng.integers(12, 29, n), 5 * HOUR_MS)
-    shop = rng.choice(world.local, n)
-    start = _spread_out(rng, world.span_ms, n)
-    customer = _neighbour(rng, world, world.city_M[shop][episode])
-    merchant = shop[episode]
-    amount = world.usual_amount(rng, customer, merchant)
-    channel = rng.choice([CHIP, CONTACTLESS, MAGSTRIPE], len(episode), p=[0.2, 0.5, 0.3])
-    return _Part(start[episode] + since, customer, merchant, amount, channel, np.full(len(episode), NO_DEVICE))
-
-
-def _neighbour(rng: np.random.Generator, world: _World, city: Ints) -> Ints:
-    """A customer who lives in each city; anybody where nobody does."""
-    by_city = np.argsort(world.home_C, kind="stable")
-    first = np.searchsorted(world.home_C[by_city], np.arange(world.cities + 1))
-    count = (first[1:] - first[:-1])[city]
-    anybody = rng.integers(0, world.customers, len(city))
-    place = np.minimum(first[city] + (rng.random(len(city)) * count).astype(np.int64), world.customers - 1)
-    return np.asarray(np.where(count > 0, by_city[place], anybody))
-
-
-def _takeover(rng: np.random.Generator, world: _World, n: int) -> _Part:
-    episode, since = _episodes(rng, rng.integers(3, 10, n), HOUR_MS / 2)
-    victim = rng.integers(0, world.customers, n)
-    night = (world.hour_C[victim] + rng.normal(12, 2.0, n)) % 24
-    start = _spread_out(rng, world.span_ms, n) // DAY_MS * DAY_MS + (night * HOUR_MS).astype(np.int64)
-    customer = victim[episode]
-    merchant = world.online_shop(rng, len(episode))
-    amount = world.usual_amount(rng, customer, merchant) * rng.uniform(1.2, 6, len(episode))
-    device = _fraud_device(rng, world, n)[episode]
-    return _Part(start[episode] + since, customer, merchant, amount, np.full(len(episode), ONLINE), device)
-
-
-def _fraud_device(rng: np.random.Generator, world: _World, n: int) -> Ints:
-    first = world.customers * DEVICES_EACH  # numbers below belong to customers
-    return first + rng.integers(0, max(1, n // CARDS_PER_FRAUD_DEVICE), n)
-
-
-def _event_columns(world: _World, part: _Part, start_ms: int, seed: int) -> dict[str, NDArray[Any]]:
+def _event_columns(world: World, part: Payments, start_ms: int, seed: int) -> dict[str, NDArray[Any]]:
     online = part.channel == ONLINE
     return {
         "transaction_id": _texts([f"t{seed}-{i:08d}" for i in range(len(part.time))]),

@@ -35,7 +35,7 @@ from training.augment import Augmenter
 from training.checkpoint import Checkpoint, digest_of
 from training.dataset import Part
 from training.errors import TrainingError
-from training.loop import Loop
+from training.epochs import Loop
 from training.metrics import average_precision
 from training.pretrained import in_trunk
 

@@ -15,7 +15,7 @@ from models.features.encoded import Encoded
 from models.weights import AGES
 from training.errors import TrainingError
 from training.fit import Recipe
-from training.loop import Loop
+from training.epochs import Loop
 
 __all__ = ["MOST_WINDOWS", "fit_forecast", "scale_evidence"]
 

@@ -36,7 +36,7 @@ from training.archive import Archive
 from training.dataset import sampled
 from training.errors import PretrainedError, TrainingError
 from training.exchange import windows_of_exchanged
-from training.loop import Loop
+from training.epochs import Loop
 from training.pretrained import is_free, write_pretrained
 from training.replay import History, chunks, load_history
 

@@ -15,7 +15,7 @@ from models.clock import DAY_MS, from_iso
 from models.pipeline import load_pipeline
 from models.pipeline.spec import GeoField
 from models.samples import file_columns, write_file
-from models.simulate import PATTERNS, Simulated, simulate
+from models.simulate import Simulated, simulate
 
 DAYS = 20
 
@@ -74,7 +74,7 @@ def test_labels_arrive_in_order_after_their_event_and_before_the_cap(world: Simu
 def test_every_pattern_occurs_and_fraud_has_the_share_asked_for(world: Simulated) -> None:
     """Each kind of fraud is there, rare as asked, and most of it is reported one day."""
     counts = Counter(world.pattern_N.tolist())
-    assert all(counts[i] > 0 for i in range(len(PATTERNS)))
+    assert all(counts[i] > 0 for i in range(5))
     assert world.fraud_N.mean() == pytest.approx(0.008, rel=0.35)
     assert 0.9 < world.labels["fraud"].sum() / world.fraud_N.sum() <= 1.0
     assert not simulate(seed=3, customers=300, merchants=80, days=DAYS, fraud_share=0).fraud_N.any()
@@ -129,3 +129,17 @@ def test_an_unknown_file_format_is_refused(tmp_path: Path) -> None:
     """The error names the file and the formats."""
     with pytest.raises(ValueError, match=r"payments\.xlsx: expected a name that ends in \.csv"):
         write_file(simulate(seed=1, customers=20, merchants=10, days=3), tmp_path / "payments.xlsx")
+
+
+def test_the_rules_of_fraud_change_on_the_day_asked_for_and_honest_customers_do_not() -> None:
+    """Patterns of the first rules end on that day and the later ones begin; honest payments are those of the same seed
+    without a change."""
+    changed = simulate(seed=5, customers=900, merchants=90, days=40, rules_change_day=20)
+    still = simulate(seed=5, customers=900, merchants=90, days=40)
+    day = (changed.events["timestamp"] - changed.events["timestamp"][0]) // DAY_MS
+    for number in range(1, 9):
+        days = day[changed.pattern_N == number]
+        assert len(days) > 0
+        assert days.max() <= 20 if number < 5 else days.min() >= 19  # counted from the first payment, not midnight
+    honest = [s.events["amount"][s.pattern_N == 0] for s in (changed, still)]
+    np.testing.assert_array_equal(*honest)
