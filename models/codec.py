@@ -142,6 +142,7 @@ class Codec:
                 for name, profile in self.pipeline.profiles.items()
             },
             amounts={name: amount_M[keep] for name, amount_M in amounts.items()},
+            source=[s.source for s in structs],
         )
         return DecodedLabels(batch, good[keep], sorted(bad, key=lambda b: b.index))
 
@@ -210,6 +211,7 @@ class Codec:
         return [
             ("event_id", spec.json_key(spec.pipeline.event_id), Text | Whole),
             ("verdict", spec.labels.verdict, verdict),
+            ("source", spec.labels.source, str | None),
             ("time", spec.labels.time, time_type(self.time_unit)),
             *((f"key_{name}", spec.json_key(name), Text | Whole | None) for name in spec.profile_keys),
             *((f"value_{name}", spec.json_key(name), float | None) for name in spec.label_amounts),

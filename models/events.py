@@ -69,7 +69,7 @@ class LabelBatch:
     event_id: the events they judge. time_M: int64, when each label arrived (epoch milliseconds).
     id_hash_M: as in EventBatch. fraud_M: bool. profile_keys: as in EventBatch; a label names the profiles that should
     learn of it. amounts: of the number fields that verdicts are compared by (`Pipeline.label_amounts`), the value of
-    each judged event: float64 (M,), NaN where the label does not say it.
+    each judged event: float64 (M,), NaN where the label does not say it. source: who judged; None where nobody asks.
     """
 
     event_id: list[str]
@@ -78,6 +78,7 @@ class LabelBatch:
     fraud_M: NDArray[np.bool_]
     profile_keys: dict[str, list[str | None]]
     amounts: dict[str, NDArray[np.float64]]
+    source: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.event_id)

@@ -6,7 +6,7 @@
 
 Columns of events: `_partition`, `_offset`, `_append_time`, then the pipeline's fields by name, positions as
 two columns. Identifiers and categories are kept as their canonical text, numbers as the float32 the worker
-sees, times in UTC. Columns of labels: the same three, `event_id`, `label_time`, `fraud`, `profile.<name>`,
+sees, times in UTC. Columns of labels: the same three, `event_id`, `label_time`, `fraud`, `source`, `profile.<name>`,
 the key under which each shared profile learns of the label, and `value.<field>`, the amount that verdicts are compared
 by, as float64. A column that older parts lack reads as null.
 
@@ -89,7 +89,13 @@ def event_schema(pipeline: Pipeline) -> pa.Schema:
 
 def label_schema(pipeline: Pipeline) -> pa.Schema:
     """Columns of labels: see the module's docstring."""
-    columns = [*SOURCE, ("event_id", pa.string()), ("label_time", pa.timestamp("ms", tz="UTC")), ("fraud", pa.bool_())]
+    columns = [
+        *SOURCE,
+        ("event_id", pa.string()),
+        ("label_time", pa.timestamp("ms", tz="UTC")),
+        ("fraud", pa.bool_()),
+        ("source", pa.string()),
+    ]
     columns += [(f"profile.{name}", pa.string()) for name in pipeline.profiles]
     return pa.schema([*columns, *((f"value.{name}", pa.float64()) for name in pipeline.label_amounts)])
 

@@ -40,6 +40,7 @@ app = App(name="python -m training", help="Learn from history and delayed labels
 # Named, not imported: they need what is defined below.
 app.command("training.learn_cli:pretrain", name="pretrain")
 app.command("training.learn_cli:labels_curve", name="labels-curve")
+app.command("training.loop_cli:rehearse", name="rehearse")
 
 AGREEMENT = 1e-5  # of scores; as far as machines and torch builds may round apart
 

@@ -66,6 +66,8 @@ class Part:
     """N events in the order of the clock, with their windows. fraud_N: bool; time_N: int64, epoch ms.
 
     legit_share: which share of the legitimate events of its days this is; of the frauds it is always all.
+    weight_N: float32, how much each verdict counts in training; None where all count alike. event_id: None where
+    nobody asks for them.
     """
 
     encoded: Encoded
@@ -73,6 +75,8 @@ class Part:
     entity: list[str]
     time_N: NDArray[np.int64]
     legit_share: float = 1.0
+    weight_N: NDArray[np.float32] | None = None
+    event_id: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.fraud_N)
@@ -85,10 +89,12 @@ class Part:
 
     def take(self, keep_N: NDArray[np.bool_]) -> Part:
         """The events where this is True; as a sample of both kinds alike, it keeps the prior."""
-        entity = [self.entity[i] for i in np.flatnonzero(keep_N).tolist()]
+        index = np.flatnonzero(keep_N).tolist()
+        entity = [self.entity[i] for i in index]
         return replace(
             self, encoded=self.encoded.take(keep_N), fraud_N=self.fraud_N[keep_N], entity=entity,
-            time_N=self.time_N[keep_N],
+            time_N=self.time_N[keep_N], weight_N=None if self.weight_N is None else self.weight_N[keep_N],
+            event_id=None if self.event_id is None else [self.event_id[i] for i in index],
         )  # fmt: skip
 
     @staticmethod
@@ -102,6 +108,8 @@ class Part:
             [e for p in parts for e in p.entity],
             np.concatenate([p.time_N for p in parts]),
             parts[0].legit_share,
+            None if any(p.weight_N is None for p in parts) else np.concatenate([p.weight_N for p in parts]),
+            None if any(p.event_id is None for p in parts) else [i for p in parts for i in p.event_id or ()],
         )
 
 
@@ -199,7 +207,10 @@ class _Parts:
                 entity = [batch.entity[i] for i in index.tolist()]
                 share = self.share if name in SAMPLED else 1.0
                 self.chunks[name].append(
-                    Part(encoded.take(index), fraud_M[index], entity, batch.time_M[index], share)
+                    Part(
+                        encoded.take(index), fraud_M[index], entity, batch.time_M[index], share,
+                        event_id=[batch.event_id[i] for i in index.tolist()],
+                    )
                 )  # fmt: skip
 
     def join(self, name: str) -> Part:

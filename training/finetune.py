@@ -23,7 +23,6 @@ from models.clock import DAY_MS
 from models.detectors import SequenceDetector
 from models.engines.torch_engine import detector_of
 from models.errors import BundleError
-from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.pipeline.spec import Pipeline, without_labels
 from models.policy import decide, threshold_for_budget
@@ -156,7 +155,7 @@ def finetune_history(
         "refit_events": None if dataset.newest is None else len(dataset.train) + len(dataset.newest),
         "best_validation_ap": max(fitted.validation_ap), "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
-    bundle = write_trained(out, pipeline, detector, dataset.holdout, score_N, split, facts)
+    bundle = write_trained(out, pipeline, detector, dataset.holdout, score_N, split.holdout_days, facts)
     if checkpoint is not None:
         for name in CHECKPOINTS:
             (checkpoint / name).unlink(missing_ok=True)
@@ -169,21 +168,27 @@ def write_trained(
     detector: SequenceDetector,
     holdout: Part,
     score_N: NDArray[np.float32],
-    split: Split,
+    days: float,
     facts: dict[str, Any],
 ) -> Bundle:
     """A bundle with the calibration, threshold and metrics that the holdout gives.
 
-    score_N: of the holdout, by a detector that was not trained on it. facts: of the training.
+    score_N: of the holdout, by a detector that was not trained on it. days: that the holdout spans, of a share of the
+    entities as much less. facts: of the training. The golden events are named, so that anybody with the history can
+    make their windows again.
     """
-    threshold = threshold_for_budget(score_N, split.holdout_days, pipeline.policy.alerts_per_day)
+    threshold = threshold_for_budget(score_N, days, pipeline.policy.alerts_per_day)
     found = calibrate(score_N, holdout.fraud_N)
-    best_ap = facts.pop("best_validation_ap")
+    golden = _golden(holdout)
+    if holdout.event_id is not None:
+        facts |= {
+            "golden_events": [holdout.event_id[i] for i in golden],
+            "golden_frauds": holdout.fraud_N[golden].tolist(),
+        }
     return write_bundle(
         out, pipeline, detector, calibration=found.curve, threshold=threshold,
         training=facts | {"calibration": found.family, "calibration_log_loss": found.log_loss},
-        metrics=_metrics(holdout, score_N, threshold, split) | {"best_validation_ap": best_ap},
-        golden=_golden(holdout),
+        metrics=_metrics(holdout, score_N, threshold, days), golden=holdout.encoded.take(golden),
     )  # fmt: skip
 
 
@@ -222,7 +227,7 @@ def _check_free(out: Path) -> None:
         raise BundleError("exists", f"{out} is not empty: expected a new or empty folder")
 
 
-def _metrics(part: Part, score_N: NDArray[np.float32], threshold: float, split: Split) -> dict[str, Any]:
+def _metrics(part: Part, score_N: NDArray[np.float32], threshold: float, days: float) -> dict[str, Any]:
     alert_N = decide(score_N, threshold)
     hits = int((alert_N & part.fraud_N).sum())
     return {
@@ -230,7 +235,7 @@ def _metrics(part: Part, score_N: NDArray[np.float32], threshold: float, split: 
         "roc_auc": roc_auc(part.fraud_N, score_N),
         f"card_precision_at_{CARDS}": card_precision_at_k(part.entity, part.time_N, part.fraud_N, score_N, CARDS),
         **_calibration_metrics(part.fraud_N, score_N),
-        "alerts_per_day": int(alert_N.sum()) / split.holdout_days,
+        "alerts_per_day": int(alert_N.sum()) / days,
         "alert_precision": hits / max(int(alert_N.sum()), 1),
         "alert_recall": hits / max(int(part.fraud_N.sum()), 1),
         "events": len(part),
@@ -266,7 +271,6 @@ def _facts(dataset: Dataset, fitted: Fitted, recipe: Recipe, origin: dict[str, s
     }
 
 
-def _golden(part: Part) -> Encoded:
-    """Some of both kinds, so that the case covers more than empty histories and low scores."""
-    index = np.concatenate([np.flatnonzero(part.fraud_N)[:GOLDEN_EACH], np.flatnonzero(~part.fraud_N)[:GOLDEN_EACH]])
-    return part.encoded.take(index)
+def _golden(part: Part) -> NDArray[np.int64]:
+    """Places of some of both kinds, so that the case covers more than empty histories and low scores."""
+    return np.concatenate([np.flatnonzero(part.fraud_N)[:GOLDEN_EACH], np.flatnonzero(~part.fraud_N)[:GOLDEN_EACH]])

@@ -34,8 +34,8 @@ from models.features.encoded import Encoded
 from training.augment import Augmenter
 from training.checkpoint import Checkpoint, digest_of
 from training.dataset import Part
-from training.errors import TrainingError
 from training.epochs import Loop
+from training.errors import TrainingError
 from training.metrics import average_precision
 from training.pretrained import in_trunk
 
@@ -164,13 +164,15 @@ def _loop(detector: SequenceDetector, train: Part, recipe: Recipe) -> Loop[Seque
 def _loss(detector: SequenceDetector, train: Part, recipe: Recipe) -> Callable[[Tensor, Generator], Tensor]:
     inputs, fraud_N = tensors(train.encoded), torch.from_numpy(train.fraud_N.astype(np.float32))
     offset = -math.log(train.legit_share)
+    weight_N = None if train.weight_N is None else torch.from_numpy(train.weight_N)
     augmenter = Augmenter(detector.inputs) if recipe.augment else None
 
     def loss_of(index: Tensor, generator: Generator) -> Tensor:
         batch = [tensor[index] for tensor in inputs]
         if augmenter is not None:
             batch = augmenter(batch, generator)
-        return nn.functional.binary_cross_entropy_with_logits(detector(*batch) + offset, fraud_N[index])
+        weights = None if weight_N is None else weight_N[index]
+        return nn.functional.binary_cross_entropy_with_logits(detector(*batch) + offset, fraud_N[index], weights)
 
     return loss_of
 
@@ -192,7 +194,8 @@ def _checkpoint(
 def _arrays(part: Part) -> list[NDArray[Any]]:
     encoded = part.encoded
     share = np.array([part.legit_share])
-    return [*(getattr(encoded, name) for name in Encoded.__slots__), part.fraud_N, share]
+    weights = [] if part.weight_N is None else [part.weight_N]
+    return [*(getattr(encoded, name) for name in Encoded.__slots__), part.fraud_N, share, *weights]
 
 
 def _save(saved: Checkpoint, loop: Loop[SequenceDetector], best: dict[str, Tensor], fitted: Fitted) -> None:

@@ -13,9 +13,9 @@ from models.detectors.base import tensors
 from models.detectors.surprise import level_of
 from models.features.encoded import Encoded
 from models.weights import AGES
+from training.epochs import Loop
 from training.errors import TrainingError
 from training.fit import Recipe
-from training.epochs import Loop
 
 __all__ = ["MOST_WINDOWS", "fit_forecast", "scale_evidence"]
 

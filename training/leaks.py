@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from models.clock import to_iso
-from models.features.encoded import VERDICT_FEATURES, Encoded, InputSpec
+from models.features.encoded import Encoded
 from models.features.layout import Layout
 from models.hashing import hash_ids
 from training.archive import APPEND_TIME, OFFSET, PARTITION
 from training.errors import TrainingError
+from training.evidence import columns_of
 from training.replay import History, Replayed, Want, replay
 
 __all__ = ["Make", "Seen", "View", "check_no_leaks", "sampled_history", "windows_seen"]
@@ -72,7 +73,7 @@ def windows_seen(make: Make = replay) -> View:
         parts = list(make(history, lambda batch: np.ones(len(batch), dtype=bool)))
         inputs = Layout(history.pipeline).inputs
         event_id = [i for part in parts for i in part.batch.event_id]
-        return Seen(event_id, _named(inputs, Encoded.concatenate([part.encoded for part in parts])))
+        return Seen(event_id, columns_of(inputs, Encoded.concatenate([part.encoded for part in parts])))
 
     return view
 
@@ -135,14 +136,3 @@ def _different(whole: Seen, other: Seen, before: set[str]) -> list[str]:
         name for name, values in whole.columns.items()
         if name not in other.columns or values[there].tobytes() != other.columns[name][here].tobytes()
     ]  # fmt: skip
-
-
-def _named(inputs: InputSpec, encoded: Encoded) -> dict[str, NDArray[np.generic]]:
-    columns: dict[str, NDArray[np.generic]] = {"mask": encoded.mask_BL}
-    columns |= {f"x.{name}": encoded.x_BLF[:, :, f] for f, name in enumerate(inputs.x)}
-    columns |= {f"codes.{name}": encoded.codes_BLK[:, :, k] for k, (name, _) in enumerate(inputs.codes)}
-    columns |= {f"context.{name}": encoded.context_BC[:, c] for c, name in enumerate(inputs.context)}
-    for j, profile in enumerate(inputs.verdicts):
-        for g, name in enumerate(VERDICT_FEATURES):
-            columns[f"verdicts.{profile}.{name}"] = encoded.verdicts_BJSG[:, j, :, g]
-    return columns

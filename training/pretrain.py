@@ -34,9 +34,9 @@ from models.features.layout import Layout
 from models.pipeline.spec import Pipeline, without_labels
 from training.archive import Archive
 from training.dataset import sampled
+from training.epochs import Loop
 from training.errors import PretrainedError, TrainingError
 from training.exchange import windows_of_exchanged
-from training.epochs import Loop
 from training.pretrained import is_free, write_pretrained
 from training.replay import History, chunks, load_history
 

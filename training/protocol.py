@@ -97,7 +97,7 @@ class Neural:
                 "calibrated_before_refit": self.refit, "seconds": round(seconds, 1),
             }  # fmt: skip
             folder = self.out / f"bundle-{self.name}-{fold.number}"
-            write_trained(folder, self.pipeline, detector, fold.holdout, held_N, fold.split, described)
+            write_trained(folder, self.pipeline, detector, fold.holdout, held_N, fold.split.holdout_days, described)
         score_N = score(detector, fold.test.encoded)
         return Outcome(score_N, calibration.apply(score_N), seconds, facts)
 

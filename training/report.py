@@ -146,7 +146,7 @@ def _alerts(scored: Scored, threshold: float, days: float) -> dict[str, Any]:
 def _money(history: History, scorer: Scorer, scored: Scored, amount: str | None, days: float) -> Money | None:
     if amount is None:
         return None
-    values = field_values(history, scored, amount)
+    values = field_values(history, scored.event_id, scored.time_N, amount)
     amount_N = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
     at_budget = threshold_for_budget(scored.score_N, days, history.pipeline.policy.alerts_per_day)
     return money_curve(amount_N, scored.fraud_N, scored.score_N, scorer.threshold, at_budget, days)
@@ -167,10 +167,10 @@ def _segmented(
     if name == pipeline.entity:
         names, place_N = ["new", "known before"], seen_before(history, part, options.start_ms).astype(np.int64)
     elif isinstance(pipeline.fields[name], NumberField):
-        values = field_values(history, part, name)
+        values = field_values(history, part.event_id, part.time_N, name)
         names, place_N = by_deciles(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
     else:
-        names, place_N = by_values(field_values(history, part, name))
+        names, place_N = by_values(field_values(history, part.event_id, part.time_N, name))
     return segments(names, place_N, part.fraud_N, part.score_N, part.entity, seed=options.seed)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,13 +110,13 @@ def gather(
     return Gathered(scored, **{name: pool.windows() for name, pool in pools.items()})
 
 
-def field_values(history: History, scored: Scored, name: str) -> list[object]:
-    """A field's values of the scored events, as the history has them: None where missing. A time is no such field."""
+def field_values(history: History, event_ids: list[str], time_N: NDArray[np.int64], name: str) -> list[Any]:
+    """A field's values of events, as the history has them: None where missing. A time is no such field."""
     id_name = history.pipeline.pipeline.event_id
-    inside = (history.event_time_M >= int(scored.time_N.min())) & (history.event_time_M <= int(scored.time_N.max()))
+    inside = (history.event_time_M >= int(time_N.min())) & (history.event_time_M <= int(time_N.max()))
     table = history.events.select([id_name, name]).filter(pa.array(inside))
     values = dict(zip(table[id_name].to_pylist(), table[name].to_pylist(), strict=True))
-    return [values.get(event_id) for event_id in scored.event_id]
+    return [values.get(event_id) for event_id in event_ids]
 
 
 def seen_before(history: History, scored: Scored, start_ms: int) -> NDArray[np.bool_]:

@@ -79,7 +79,8 @@ class RowMaker:
         decoded = self.codec.decode_labels(records.values, records.append_M)
         self.skipped.update(f"label.{bad.reason}" for bad in decoded.bad)
         batch = decoded.batch
-        columns: dict[str, Any] = {"event_id": batch.event_id, "label_time": batch.time_M, "fraud": batch.fraud_M}
+        columns: dict[str, Any] = {"event_id": batch.event_id, "label_time": batch.time_M, "fraud": batch.fraud_M,
+                                   "source": batch.source}  # fmt: skip
         columns |= {f"profile.{name}": keys for name, keys in batch.profile_keys.items()}
         columns |= {f"value.{name}": amount_M for name, amount_M in batch.amounts.items()}
         return columns, decoded.good

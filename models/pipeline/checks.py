@@ -113,7 +113,7 @@ class _Checks:
         """A label is one JSON object: the event's id, the verdict, the time, the profiles' keys and amounts."""
         fields = [self.p.pipeline.event_id, *self.p.profile_keys, *self.p.label_amounts]
         seen = {self.p.json_key(name): f"fields.{name}" for name in fields}
-        for part in ("verdict", "time"):
+        for part in ("verdict", "time", "source"):
             key = getattr(self.p.labels, part)
             if key in seen:
                 self._fail(f"labels.{part}", key, f"a JSON key of its own; {seen[key]} reads this one")

@@ -168,21 +168,21 @@ class _Reader:
             self._explain(key, raw, kind, message, path.rstrip("`"))
 
     def _explain(self, key: str, raw: Any, kind: Any, message: str, path: str) -> NoReturn:
-        """Raise msgspec's error in our form. `path` is at most a key and the index of a list."""
-        name, _, index = path.rstrip("]").partition("[")
-        value = raw[name] if name else raw
-        if index:
-            value = value[int(index)]
+        """Raise msgspec's error in our form. `path` is of keys and indices of lists below the table."""
+        names = re.findall(r"[^.\[\]]+", path.replace("[...]", ".*"))
+        holder, value = _inside(kind, raw, names[:-1]), _inside(kind, raw, names)[1]
         at = f"{key}.{path}" if path else key
         quoted = re.search(r"`([^`]+)`$", message)
         if message.startswith("Object contains unknown field") and quoted:
-            known = ", ".join(["type", *_keys(kind, raw)] if key.startswith("fields.") else _keys(kind, raw))
-            self._fail(f"{key}.{quoted[1]}", raw[quoted[1]], f"no such key here; the known ones are {known}")
+            keys = _keys(*_inside(kind, raw, names))
+            known = ", ".join(["type", *keys] if key.startswith("fields.") else keys)
+            unknown = value.get(quoted[1]) if isinstance(value, dict) else value
+            self._fail(f"{at}.{quoted[1]}", unknown, f"no such key here; the known ones are {known}")
         if message.startswith("Object missing required field") and quoted:
             expected = f"one of {', '.join(_tags(kind))}" if quoted[1] == "type" else "a value, since it is required"
             self._fail(f"{key}.{quoted[1]}", "nothing", expected)
         if message.startswith("Invalid enum value"):
-            self._fail(at, value, f"one of {', '.join(get_args(_keys(kind, raw)[name]))}")
+            self._fail(at, value, f"one of {', '.join(get_args(_keys(*holder)[names[-1]]))}")
         if message.startswith("Invalid value"):
             self._fail(at, value, f"one of {', '.join(_tags(kind))}")
         self._fail(at, value, _plain(message))
@@ -193,6 +193,18 @@ class _Reader:
 
 def _structs(kind: Any) -> tuple[type[msgspec.Struct], ...]:
     return get_args(kind) or (kind,)
+
+
+def _inside(kind: Any, raw: Any, names: list[str]) -> tuple[Any, Any]:
+    """The type and the value at a path; of any entry of a table that is named by the user ("*") the table itself."""
+    for name in names:
+        if name == "*":
+            kind, raw = get_args(kind)[1], next((v for v in raw.values() if isinstance(v, dict)), raw)
+        elif isinstance(raw, list):
+            raw = raw[int(name)]
+        else:
+            kind, raw = _keys(kind, raw).get(name), raw.get(name)
+    return kind, raw
 
 
 def _tags(kind: Any) -> list[str]:

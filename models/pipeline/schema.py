@@ -120,6 +120,7 @@ def _label_schema(pipeline: Pipeline) -> Json:
             event_id: IDENTIFIER | {"description": "the event that is judged"},
             labels.verdict: {"enum": [0, 1, True, False], "description": "1 or true: fraud"},
             labels.time: _value(pipeline.fields[pipeline.pipeline.time]) | {"description": "when the label arrived"},
+            labels.source: {"type": ["string", "null"], "description": "who judges: [learning.sources] weighs them"},
             **{key: _nullable(IDENTIFIER) | {"description": "as in the event"} for key in keys},
             **{key: _nullable(schema) | {"description": "as in the event"} for key, schema in amounts.items()},
         },

@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from models.clock import duration_ms
+from models.pipeline.learning import Learning
+from models.pipeline.parts import Duration, Part
 
 __all__ = [
     "SURPRISE",
@@ -36,7 +38,6 @@ __all__ = [
     "without_labels",
 ]  # fmt: skip
 
-Duration = Annotated[str, Meta(pattern=r"^\d+(\.\d+)?(ms|s|m|h|d|w)$")]
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 PipelineName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
 
@@ -49,11 +50,7 @@ def without_labels(architecture: str) -> bool:
     return architecture.split("-", maxsplit=1)[0] == SURPRISE
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file: immutable, and a key nobody reads is an error."""
-
-
-class _Field(_Part, frozen=True, tag_field="type"):
+class _Field(Part, frozen=True, tag_field="type"):
     source: str | None = None  # the event's JSON key or CSV column; the field's own name when left out
     required: bool = True  # False: may be missing or null; a `missing` feature says so
 
@@ -104,7 +101,7 @@ class GeoField(_Field, frozen=True, tag="geo"):
 Field = IdField | TimeField | EntityField | NumberField | CategoryField | BooleanField | GeoField
 
 
-class Stream(_Part, frozen=True):
+class Stream(Part, frozen=True):
     """`[pipeline]`: what an event is and how it reaches the worker."""
 
     name: PipelineName
@@ -119,7 +116,7 @@ class Stream(_Part, frozen=True):
         return duration_ms(self.max_future)
 
 
-class Window(_Part, frozen=True):
+class Window(Part, frozen=True):
     """`[window]`: how much of an entity's past the detector sees."""
 
     length: Annotated[int, Meta(ge=2, le=512)] = 32  # events; state size and scoring cost grow with it
@@ -132,7 +129,7 @@ class Window(_Part, frozen=True):
         return [duration_ms(h) for h in self.horizons]
 
 
-class Profile(_Part, frozen=True):
+class Profile(Part, frozen=True):
     """`[profiles.<name>]`: what is remembered of a merchant, device, … across all entities."""
 
     key: str
@@ -157,7 +154,7 @@ class Profile(_Part, frozen=True):
         return duration_ms(self.delay)
 
 
-class Surprise(_Part, frozen=True):
+class Surprise(Part, frozen=True):
     """`[surprise]`: number fields judged by the entity's own past, without labels (`models.surprise`)."""
 
     # So many events of each entity are taken for normal operation and learnt from, at least 256; then it is judged. 0
@@ -165,11 +162,12 @@ class Surprise(_Part, frozen=True):
     learn: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
-class Labels(_Part, frozen=True):
+class Labels(Part, frozen=True):
     """`[labels]`: how verdicts arrive on `<pipeline>.labels`."""
 
     verdict: str = "is_fraud"  # JSON key: true, false, 1 or 0
     time: str = "label_time"  # JSON key: when the label arrived, in the unit of the time field
+    source: str = "label_source"  # JSON key: who judges, such as an analyst or a chargeback; may be left out
     maturity: Duration = "7d"  # an event this old without a fraud label counts as legitimate in training
 
     @property
@@ -177,7 +175,7 @@ class Labels(_Part, frozen=True):
         return duration_ms(self.maturity)
 
 
-class Detector(_Part, frozen=True):
+class Detector(Part, frozen=True):
     """`[detector]`: the model that reads the window."""
 
     # Those of surprise learn without labels: by each entity's own past; with a trunk also by what the fleet taught it.
@@ -188,14 +186,14 @@ class Detector(_Part, frozen=True):
     embedding: Annotated[int, Meta(ge=1, le=64)] = 8  # numbers a category is turned into
 
 
-class Policy(_Part, frozen=True):
+class Policy(Part, frozen=True):
     """`[policy]`: when a score becomes an alert."""
 
     alerts_per_day: Annotated[float, Meta(gt=0)] = 100.0  # the threshold is set to this budget at training
     reasons: Annotated[int, Meta(ge=1, le=20)] = 3  # reason codes in an alert
 
 
-class Episodes(_Part, frozen=True):
+class Episodes(Part, frozen=True):
     """`[episodes]`: runs of strange events of an entity as one alert that opens, updates and closes."""
 
     # So many events in a row below `release` times the threshold end an episode. 0: every event that reaches the
@@ -215,7 +213,7 @@ class Episodes(_Part, frozen=True):
         return duration_ms(self.cooldown)
 
 
-class State(_Part, frozen=True):
+class State(Part, frozen=True):
     """`[state]`: how long Redis keeps an entity nobody hears of."""
 
     ttl: Duration = "90d"
@@ -225,18 +223,19 @@ class State(_Part, frozen=True):
         return duration_ms(self.ttl)
 
 
-class Pipeline(_Part, frozen=True):
+class Pipeline(Part, frozen=True):
     """A whole pipeline file. `fields` keeps the file's order, which fixes every layout derived from it."""
 
     pipeline: Stream
     fields: dict[Name, Field]
     window: Window = Window()
-    profiles: dict[Name, Profile] = {}
+    profiles: dict[Name, Profile] = msgspec.field(default_factory=dict)
     surprise: Surprise = Surprise()
     labels: Labels = Labels()
     detector: Detector = Detector()
     policy: Policy = Policy()
     episodes: Episodes = Episodes()
+    learning: Learning = Learning()
     state: State = State()
 
     @property

@@ -1,0 +1,73 @@
+"""A small world with a history, and what a turn of the loop makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.clock import DAY_MS
+from models.pipeline.load import parse_pipeline
+from models.pipeline.spec import Pipeline
+from models.samples import write_file
+from models.simulate import simulate
+from training.archive import Archive
+from training.history import import_file
+from training.loop.cycle import Turn, train_challenger
+from training.loop.material import Material, gather, make_plan
+from training.replay import History, load_history
+from training.tables import Mapped, read_file
+
+LEARNING = """
+[learning]
+window = "21d"
+older = 0.2
+holdout = "10d"
+epochs = 2
+events = 6000
+
+[learning.gate]
+frauds = 10
+"""
+
+
+def silent(*_: object) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="session")
+def loop_pipeline() -> Pipeline:
+    """Payments, learning quickly, with a small detector."""
+    text = (Path(__file__).parents[3] / "models/pipelines/payments.toml").read_text(encoding="utf-8")
+    lines = ["hidden = 12" if line.startswith("hidden") else line for line in text.splitlines()]
+    return parse_pipeline("\n".join(lines) + LEARNING, "loop.toml")
+
+
+@pytest.fixture(scope="session")
+def world(loop_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> History:
+    """Fifty days of payments with their labels."""
+    folder = tmp_path_factory.mktemp("loop-world")
+    write_file(simulate(seed=3, customers=250, merchants=60, days=50, fraud_share=0.02), folder / "payments.parquet")
+    frame = read_file(folder / "payments.parquet")
+    import_file(loop_pipeline, folder, Mapped(frame, loop_pipeline, labels="is_fraud", label_time="label_time"))
+    return load_history(Archive(folder, loop_pipeline))
+
+
+@pytest.fixture(scope="session")
+def end_ms(world: History) -> int:
+    """The loop's now: the end of the last day."""
+    return int(world.event_time_M.max()) // DAY_MS * DAY_MS
+
+
+@pytest.fixture(scope="session")
+def material(world: History, loop_pipeline: Pipeline, end_ms: int) -> Material:
+    return gather(world, make_plan(loop_pipeline, int(world.event_time_M.min()), end_ms))[0]
+
+
+@pytest.fixture(scope="session")
+def champion(
+    loop_pipeline: Pipeline, material: Material, end_ms: int, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A decent model."""
+    turn = Turn(loop_pipeline, None, end_ms, tmp_path_factory.mktemp("champion"), threads=1)
+    return train_challenger(turn, material, silent).folder
