@@ -23,7 +23,7 @@ Nothing here knows where rows come from, and one process at a time may write a p
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from models.clock import DAY_MS, to_iso
 from models.pipeline.spec import BooleanField, GeoField, NumberField, Pipeline, TimeField
+from training.clock_days import ClockDays, offsets_of
 from training.errors import HistoryError
 
 __all__ = [
@@ -49,7 +50,6 @@ Kind = Literal["events", "labels"]
 # Field names begin with a letter, so these cannot meet one.
 PARTITION, OFFSET, APPEND_TIME = "_partition", "_offset", "_append_time"
 SOURCE = [(PARTITION, pa.int32()), (OFFSET, pa.int64()), (APPEND_TIME, pa.timestamp("ms", tz="UTC"))]
-PART_NAME = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
 FORMAT = 1  # of progress.json
 
 
@@ -127,7 +127,7 @@ class Archive:
         progress = self.progress()
         for kind in self.schemas:
             for part in sorted((self.folder / kind).glob("date=*/part-*.parquet")):
-                partition, first = self._range(part)
+                partition, first, _ = offsets_of(part)
                 if first >= progress.next_offset[kind].get(partition, 0):
                     part.unlink()
             for hidden in (self.folder / kind).glob("date=*/.part-*"):
@@ -149,18 +149,49 @@ class Archive:
 
         The whole history is held in memory, about 100 bytes a row.
         """
-        parts = sorted(str(p) for p in (self.folder / kind).glob("date=*/part-*.parquet"))
-        schema = self.schemas[kind]
-        if not parts:
-            if kind == "events":
-                raise HistoryError(f"{self.folder / kind}: no parts: run `python -m training history` first")
-            return schema.empty_table()
-        table = ds.dataset(parts, format="parquet", schema=schema).to_table()
+        parts = self._parts(kind)
+        return _each_once(self._table(kind, parts)) if parts else self.schemas[kind].empty_table()
+
+    def days(self, kind: Kind) -> ClockDays:
+        """By which the history can be read in pieces. Raises HistoryError when there are no parts of events."""
+        return ClockDays(self._parts(kind))
+
+    def read_days(
+        self, kind: Kind, days: ClockDays, first_day: int, end_day: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Rows whose clock lies in these days (see `ClockDays`), ordered by (partition, offset), each once.
+
+        columns: that are wanted, None for all; partition, offset and time come with them. Only parts in which such rows
+        lie are opened. What is held is these days and, for a moment, the rest of those parts.
+        """
+        rows = days.rows(first_day, end_day)
+        table = self._table(kind, days.parts_of(rows), columns)
         partition_M, offset_M = table[PARTITION].to_numpy(), table[OFFSET].to_numpy()
-        order = np.lexsort((offset_M, partition_M))
-        first = np.ones(len(order), dtype=bool)
-        first[1:] = (np.diff(partition_M[order]) != 0) | (np.diff(offset_M[order]) != 0)
-        return table.take(pa.array(order[first])).combine_chunks()
+        inside_M = np.zeros(len(table), dtype=bool)
+        for partition, (low, high) in rows.items():
+            inside_M |= (partition_M == partition) & (offset_M >= low) & (offset_M < high)
+        return _each_once(table if inside_M.all() else table.filter(pa.array(inside_M)))
+
+    def first_ms(self, kind: Kind, days: ClockDays) -> int:
+        """The least time of all rows: it is in a part of the first day."""
+        table = self._table(kind, days.filed_under(int(days.days[0])), [])
+        return int(milliseconds(table[self.time_columns[kind]]).min())
+
+    def _parts(self, kind: Kind) -> list[Path]:
+        parts = sorted((self.folder / kind).glob("date=*/part-*.parquet"))
+        if not parts and kind == "events":
+            raise HistoryError(f"{self.folder / kind}: no parts: run `python -m training history` first")
+        return parts
+
+    def _table(self, kind: Kind, parts: list[Path], columns: Sequence[str] | None = None) -> pa.Table:
+        schema = self.schemas[kind]
+        wanted = schema.names if columns is None else self._with_place(kind, columns)
+        if not parts:
+            return schema.empty_table().select(wanted)
+        return ds.dataset([str(part) for part in parts], format="parquet", schema=schema).to_table(columns=wanted)
+
+    def _with_place(self, kind: Kind, columns: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys([PARTITION, OFFSET, self.time_columns[kind], *columns]))
 
     def _write_by_day(self, kind: Kind, rows: Rows) -> None:
         day_M = milliseconds(rows.table[self.time_columns[kind]]) // DAY_MS
@@ -182,16 +213,19 @@ class Archive:
         _sync(hidden)
         hidden.replace(self.folder / "progress.json")
 
-    def _range(self, part: Path) -> tuple[int, int]:
-        match = PART_NAME.fullmatch(part.name)
-        if match is None:
-            raise HistoryError(f"{part}: expected a name like part-0-0-999.parquet")
-        return int(match[1]), int(match[2])
-
 
 def milliseconds(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Epoch milliseconds of a timestamp column without nulls."""
     return np.asarray(column.cast(pa.int64()).to_numpy())
+
+
+def _each_once(table: pa.Table) -> pa.Table:
+    """By (partition, offset); a row that a crashed writer left in two parts comes once."""
+    partition_M, offset_M = table[PARTITION].to_numpy(), table[OFFSET].to_numpy()
+    order = np.lexsort((offset_M, partition_M))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (np.diff(partition_M[order]) != 0) | (np.diff(offset_M[order]) != 0)
+    return table.take(pa.array(order[first])).combine_chunks()
 
 
 def _sync(path: Path) -> None:

@@ -109,6 +109,9 @@ def finetune(
     history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
     end: Annotated[str | None, Parameter(help="Train as of this ISO-8601 time; else the history's end.")] = None,
     days: Annotated[float | None, Parameter(help="Days to train on; else all.")] = None,
+    warm_up: Annotated[
+        str | None, Parameter(help="Replay so much before these days to build the state; else all.")
+    ] = None,
     gap: Annotated[str | None, Parameter(help="Between training and validation; else the labels' maturity.")] = None,
     validation: Annotated[str, Parameter(help="Length of the part that chooses the epoch.")] = "3d",
     holdout: Annotated[str, Parameter(help="Length of the part for calibration, threshold and metrics.")] = "4d",
@@ -145,6 +148,7 @@ def finetune(
     with Bars() as bars:
         bundle = run(
             spec, history, out, end_ms=None if end is None else parse_time("--end", end), days=days,
+            warm_up_ms=None if warm_up is None else parse_duration("--warm-up", warm_up),
             gap_ms=None if gap is None else parse_duration("--gap", gap),
             validation_ms=parse_duration("--validation", validation), holdout_ms=parse_duration("--holdout", holdout),
             recipe=recipe, start=start, refit=refit, checkpoint=checkpoint, report=bars,

@@ -24,7 +24,8 @@ from models.clock import DAY_MS, to_iso
 from models.events import EventBatch
 from models.features.encoded import Encoded
 from training.errors import TrainingError
-from training.replay import History, replay
+from training.replay import replay
+from training.source import Source
 
 __all__ = ["Dataset", "Part", "Split", "build_dataset", "plan_split", "sampled"]
 
@@ -155,24 +156,27 @@ def plan_split(
 
 
 def build_dataset(
-    history: History,
+    history: Source,
     split: Split,
     *,
     max_legit: int,
     seed: int,
     newest: bool = False,
+    warm_up_ms: int | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Replay what was known at the split's end and keep the three parts' windows.
 
-    max_legit: about this many legitimate events are kept for training. newest: also keep what a refit adds. Raises
-    TrainingError when a part holds too few frauds to learn or decide anything from.
+    max_legit: about this many legitimate events are kept for training. newest: also keep what a refit adds. warm_up_ms:
+    how long before training the replay begins, None for the history's beginning. Raises TrainingError when a part holds
+    too few frauds to learn or decide anything from.
     """
     known = history.known_by(split.end_ms)
-    frauds = known.frauds()
-    in_train = int((split.part_of(known.event_time_M) == 0).sum())
+    from_ms = None if warm_up_ms is None else split.train_start_ms - warm_up_ms
+    frauds = known.frauds(from_ms)
+    in_train = known.count_events(split.train_start_ms, split.train_end_ms)
     parts = _Parts(split, frauds, min(1.0, max_legit / max(in_train, 1)), seed, newest)
-    for chunk in replay(known, parts.wanted, report=report):
+    for chunk in replay(known, parts.wanted, report=report, from_ms=from_ms):
         parts.add(chunk.encoded, chunk.batch)
     train, validation, holdout = (parts.join(name) for name in PARTS)
     return Dataset(split, train, validation, holdout, parts.join(NEWEST) if newest else None)

@@ -43,7 +43,8 @@ from training.metrics import (
     top_percentile,
 )
 from training.pretrained import load_pretrained
-from training.replay import History, load_history
+from training.source import Source
+from training.stored import open_history
 from training.unlabelled import from_past
 
 __all__ = ["Start", "finetune", "finetune_history", "new_detector", "split_history", "write_trained"]
@@ -74,6 +75,7 @@ def finetune(
     *,
     end_ms: int | None = None,
     days: float | None = None,
+    warm_up_ms: int | None = None,
     gap_ms: int | None = None,
     validation_ms: int = 3 * DAY_MS,
     holdout_ms: int = 4 * DAY_MS,
@@ -85,55 +87,59 @@ def finetune(
 ) -> Bundle:
     """Train on the history below `history_root` as it was known at `end_ms` and write a bundle to `out`.
 
-    end_ms: None stands for the end of the history. days: how many days to train on, None for all; the state
-    is always replayed from the history's beginning. Of architecture `surprise` only these two matter. gap_ms: None
-    stands for the labels' maturity. refit: train once more, on everything before the holdout. checkpoint: a folder for
-    what a killed training goes on from; emptied when the bundle is written.
+    end_ms: None stands for the end of the history. days: how many days to train on, None for all. warm_up_ms: how long
+    before these the replay begins, which builds the state; None stands for the history's beginning. Of architecture
+    `surprise` only these three matter. gap_ms: None stands for the labels' maturity. refit: train once more, on
+    everything before the holdout. checkpoint: a folder for what a killed training goes on from; emptied when the bundle
+    is written. The history stays on disk: memory holds the chosen windows, not the events.
     Raises HistoryError, TrainingError, CheckpointError, PretrainedError and BundleError.
     """
     _check_free(out)
-    history = load_history(Archive(history_root, pipeline))
+    history = open_history(Archive(history_root, pipeline))
     if without_labels(pipeline.detector.architecture):
         known = history if end_ms is None else history.known_by(end_ms)
         first = None if start is None or start.bundle is None else load_bundle(start.bundle, pipeline)
-        return from_past(known, out, days=days, recipe=recipe or Recipe(), start=first, report=report)
+        return from_past(
+            known, out, days=days, warm_up_ms=warm_up_ms, recipe=recipe or Recipe(), start=first, report=report
+        )
     split = split_history(
         history, end_ms=end_ms, days=days, gap_ms=gap_ms, validation_ms=validation_ms, holdout_ms=holdout_ms
     )
     return finetune_history(
-        history, split, out, recipe=recipe or Recipe(), start=start, refit=refit, checkpoint=checkpoint, report=report
-    )
+        history, split, out, recipe=recipe or Recipe(), start=start, refit=refit, warm_up_ms=warm_up_ms,
+        checkpoint=checkpoint, report=report,
+    )  # fmt: skip
 
 
 def split_history(
-    history: History, *, end_ms: int | None, days: float | None, gap_ms: int | None, validation_ms: int, holdout_ms: int
+    history: Source, *, end_ms: int | None, days: float | None, gap_ms: int | None, validation_ms: int, holdout_ms: int
 ) -> Split:
     """The split of `finetune`'s arguments. The end of the history is its latest clock, of events or labels."""
-    maturity_ms = history.pipeline.labels.maturity_ms
-    latest = int(max(clock.max() for clock in (history.event_clock_M, history.label_clock_M) if len(clock))) + 1
+    maturity_ms, latest = history.pipeline.labels.maturity_ms, history.end_ms()
     return plan_split(
-        latest if end_ms is None else min(end_ms, latest), int(history.event_time_M.min()), maturity_ms,
+        latest if end_ms is None else min(end_ms, latest), history.first_event_ms(), maturity_ms,
         train_ms=None if days is None else round(days * DAY_MS),
         gap_ms=maturity_ms if gap_ms is None else gap_ms, validation_ms=validation_ms, holdout_ms=holdout_ms,
     )  # fmt: skip
 
 
 def finetune_history(
-    history: History,
+    history: Source,
     split: Split,
     out: Path,
     *,
     recipe: Recipe,
     start: Start | None = None,
     refit: bool = False,
+    warm_up_ms: int | None = None,
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> Bundle:
-    """As `finetune`, for a history that is loaded and split."""
+    """As `finetune`, for a history that is open and split."""
     began, pipeline = time.monotonic(), history.pipeline
     tell, start = report or (lambda *_: None), start or Start()
     dataset = build_dataset(
-        history, split, max_legit=recipe.max_legit, seed=recipe.seed, newest=refit,
+        history, split, max_legit=recipe.max_legit, seed=recipe.seed, newest=refit, warm_up_ms=warm_up_ms,
         report=lambda done, total: tell("replay", done, total, ""),
     )  # fmt: skip
     detector, origin = new_detector(pipeline, dataset.train, recipe.seed, start)
@@ -152,6 +158,7 @@ def finetune_history(
         )  # fmt: skip
     score_N = score(detector, dataset.holdout.encoded)
     facts = _facts(dataset, fitted, recipe, origin) | {
+        "warm_up_days": None if warm_up_ms is None else warm_up_ms / DAY_MS,
         "refit_events": None if dataset.newest is None else len(dataset.train) + len(dataset.newest),
         "best_validation_ap": max(fitted.validation_ap), "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip

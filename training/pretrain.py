@@ -38,7 +38,9 @@ from training.epochs import Loop
 from training.errors import PretrainedError, TrainingError
 from training.exchange import windows_of_exchanged
 from training.pretrained import is_free, write_pretrained
-from training.replay import History, chunks, load_history
+from training.replay import chunks
+from training.source import Source
+from training.stored import open_history
 
 __all__ = ["PretrainRecipe", "pretrain", "pretrain_history"]
 
@@ -86,14 +88,14 @@ def pretrain(
     Returns what was done, as in pretrained.json, and its version. Raises HistoryError, TrainingError,
     PretrainedError.
     """
-    history = load_history(Archive(history_root, pipeline), labels=False)
-    last = int(history.event_clock_M.max()) + 1
+    history = open_history(Archive(history_root, pipeline)).events_alone()
+    last = history.end_ms()
     end_ms = last if end_ms is None else min(end_ms, last)
     return pretrain_history(history, end_ms, out, recipe=recipe or PretrainRecipe(), report=report)
 
 
 def pretrain_history(
-    history: History, end_ms: int, out: Path, *, recipe: PretrainRecipe, report: Report | None = None
+    history: Source, end_ms: int, out: Path, *, recipe: PretrainRecipe, report: Report | None = None
 ) -> dict[str, Any]:
     """As `pretrain`, for events that are loaded; the history's labels are not looked at."""
     architecture = history.pipeline.detector.architecture
@@ -200,18 +202,14 @@ class Tasks(nn.Module):
 
 
 def _windows(
-    history: History, end_ms: int, recipe: PretrainRecipe, report: Callable[[int, int], None]
+    history: Source, end_ms: int, recipe: PretrainRecipe, report: Callable[[int, int], None]
 ) -> tuple[Encoded, Encoded]:
     """A seeded share of the windows, and about as many of exchanged events, both in the order of the clock."""
-    events_M = history.event_clock_M < end_ms
-    share = min(1.0, recipe.max_windows / max(int(events_M.sum()), 1))
-    unlabelled = History(
-        history.pipeline, history.events, history.labels.slice(0, 0), history.event_clock_M,
-        history.label_clock_M[:0],
-    )  # fmt: skip
+    unlabelled = history.events_alone().known_by(end_ms)
+    share = min(1.0, recipe.max_windows / max(unlabelled.count_events(), 1))
     random = np.random.default_rng(recipe.seed)
     real, changed = [], []
-    for chunk in chunks(unlabelled, end_ms, report):
+    for chunk in chunks(unlabelled, report=report):
         windows = windows_of_exchanged(chunk, share, random)
         if windows is not None:
             changed.append(windows)

@@ -5,17 +5,18 @@ partition, in offset order. Partitions are then merged by clock, and a label is 
 clock has passed it. Shared profiles show an event only what is older than their delay, so this order gives the
 windows the worker built, as long as it was never further behind than that delay.
 
-The history is in memory; windows are made 4096 events at a time and only the wanted ones are handed on.
+Any `Source` can be replayed, the history in memory that is here or the one on disk in `training.stored`. Windows are
+made 4096 events at a time and only the wanted ones are handed on. A replay may begin later than the history: states and
+profiles are then those of a worker that started at that time with an empty store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from models.columns import columns_to_batch
@@ -26,18 +27,21 @@ from models.features.memory import MemoryStore
 from models.features.profiles import safe_end_ms
 from models.hashing import hash_ids
 from models.pipeline.spec import Pipeline
-from training.archive import APPEND_TIME, OFFSET, PARTITION, Archive, milliseconds
+from training.archive import APPEND_TIME, OFFSET, PARTITION, Archive, Kind, milliseconds
+from training.errors import HistoryError
+from training.source import Block, Source
 
-__all__ = ["Chunk", "History", "Replayed", "chunks", "load_history", "replay"]
+__all__ = ["Chunk", "History", "Replayed", "chunks", "clocks_of", "load_history", "replay"]
 
 CHUNK = 4096  # larger ones gain nothing, smaller ones pay the fixed cost of a step more often
+BLOCK = 16 * CHUNK  # rows that are put in order at once
 
 Want = Callable[[EventBatch], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """Events and labels of a pipeline by (partition, offset), and their clocks: int64, epoch ms."""
+class History(Source):
+    """Events and labels of a pipeline by (partition, offset), and their clocks: int64, epoch ms. All in memory."""
 
     pipeline: Pipeline
     events: pa.Table
@@ -57,16 +61,39 @@ class History:
             self.event_clock_M[events], self.label_clock_M[labels],
         )  # fmt: skip
 
-    def frauds(self) -> set[str]:
-        """Ids of the events whose last verdict to arrive is fraud."""
-        ever = set(self.labels["event_id"].filter(self.labels["fraud"]).to_pylist())
-        if not ever:
-            return ever
-        order = np.argsort(milliseconds(self.labels["label_time"]), kind="stable")
-        ordered = self.labels.select(["event_id", "fraud"]).take(pa.array(order))
-        concerned = ordered.filter(pc.is_in(ordered["event_id"], pa.array(sorted(ever), pa.string())))
-        last = dict(zip(concerned["event_id"].to_pylist(), concerned["fraud"].to_pylist(), strict=True))
-        return {event_id for event_id, fraud in last.items() if fraud}
+    def blocks(
+        self, kind: Kind, from_ms: int | None = None, until_ms: int | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[Block]:  # fmt: skip
+        table, clock_M = (self.events, self.event_clock_M) if kind == "events" else (self.labels, self.label_clock_M)
+        if columns is not None:
+            table = table.select(list(dict.fromkeys([PARTITION, OFFSET, *columns])))
+        order = np.argsort(clock_M, kind="stable")  # the table is in the order of (partition, offset)
+        ordered_M = clock_M[order]
+        first, end = _place(ordered_M, from_ms, 0), _place(ordered_M, until_ms, len(ordered_M))
+        for start in range(first, end, BLOCK):
+            rows = slice(start, min(start + BLOCK, end))
+            yield Block(table.take(pa.array(order[rows])), ordered_M[rows])
+
+    def events_alone(self) -> History:
+        return History(
+            self.pipeline, self.events, self.labels.slice(0, 0), self.event_clock_M, self.label_clock_M[:0]
+        )  # fmt: skip
+
+    def most_rows(self, kind: Kind, from_ms: int | None = None, until_ms: int | None = None) -> int:
+        clock_M = self.event_clock_M if kind == "events" else self.label_clock_M
+        low = -np.inf if from_ms is None else from_ms
+        high = np.inf if until_ms is None else until_ms
+        return int(((clock_M >= low) & (clock_M < high)).sum())
+
+    def last_clock_ms(self, kind: Kind) -> int | None:
+        clock_M = self.event_clock_M if kind == "events" else self.label_clock_M
+        return int(clock_M.max()) if len(clock_M) else None
+
+    def first_event_ms(self) -> int:
+        if not len(self.events):
+            raise HistoryError(f"{self.pipeline.name}: no events: expected a history with some")
+        return int(self.event_time_M.min())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +110,7 @@ def load_history(archive: Archive, *, labels: bool = True) -> History:
     known = archive.read("labels") if labels else archive.schemas["labels"].empty_table()
     return History(
         archive.pipeline, events, known,
-        _clocks(events, archive.time_columns["events"]), _clocks(known, archive.time_columns["labels"]),
+        clocks_of(events, archive.time_columns["events"]), clocks_of(known, archive.time_columns["labels"]),
     )  # fmt: skip
 
 
@@ -97,62 +124,88 @@ class Chunk:
 
 
 def chunks(
-    history: History, until_ms: int | None = None, report: Callable[[int, int], None] | None = None
+    history: Source,
+    until_ms: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+    *,
+    from_ms: int | None = None,
 ) -> Iterator[Chunk]:
     """All events in the order of the clock. Whoever iterates must `step` the store over each chunk.
 
+    from_ms: begin with the first event, and the first label, whose clock has reached it, and with an empty store.
     until_ms: stop before the first event whose clock has reached it. report(done, total): after every chunk.
     """
     store = MemoryStore(history.pipeline)
-    events = _Merged(history.events, history.event_clock_M)
-    labels = _Merged(history.labels, history.label_clock_M)
-    end = len(events.clock_M) if until_ms is None else int(np.searchsorted(events.clock_M, until_ms))
-    first = learnt = 0
-    while first < end:
-        last = min(_chunk_end(store.layout, events.clock_M, first), end)
-        known = int(np.searchsorted(labels.clock_M, events.clock_M[last - 1], side="right"))
-        for start in range(learnt, known, CHUNK):
-            part = labels.rows(start, min(start + CHUNK, known))
-            store.learn(_label_batch(history.pipeline, part), labels.clock_M[start : start + part.num_rows])
-        learnt = known
-        yield Chunk(store, _event_batch(store.layout, events.rows(first, last)), events.clock_M[first:last])
-        first = last
-        if report is not None:
-            report(first, end)
+    labels = _Labels(store, history.blocks("labels", from_ms, until_ms))
+    done, total = 0, history.most_rows("events", from_ms, until_ms)
+    for block in history.blocks("events", from_ms, until_ms):
+        first, clock_M = 0, block.clock_M
+        while first < len(block):
+            last = min(_chunk_end(store.layout, clock_M, first), len(block))
+            labels.learn_until(int(clock_M[last - 1]))
+            yield Chunk(store, _event_batch(store.layout, block.table.slice(first, last - first)), clock_M[first:last])
+            done, first = done + last - first, last
+            if report is not None:
+                report(done, max(done, total))
+    if report is not None and done < total:
+        report(done, done)  # the total is an upper bound
 
 
 def replay(
-    history: History, want: Want, until_ms: int | None = None, report: Callable[[int, int], None] | None = None
+    history: Source,
+    want: Want,
+    until_ms: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+    *,
+    from_ms: int | None = None,
 ) -> Iterator[Replayed]:
     """Windows of the events for which `want(batch)` is True; chunks without one are passed over. As `chunks` otherwise.
 
     A repeated event (its id is still in the window of its entity) comes once, as it is applied once.
     """
-    for chunk in chunks(history, until_ms, report):
+    for chunk in chunks(history, until_ms, report, from_ms=from_ms):
         step = chunk.store.step(chunk.batch, chunk.clock_M)
         wanted = want(chunk.batch)[step.applied_A]
         if wanted.any():
             yield Replayed(step.encoded.take(wanted), chunk.batch.take(step.applied_A[wanted]))
 
 
-class _Merged:
-    """Rows of all partitions in the order of (clock, partition, offset)."""
+class _Labels:
+    """Labels on their way to a store, in the order of the clock; no more than a block of them is held."""
 
-    def __init__(self, table: pa.Table, clock_M: NDArray[np.int64]) -> None:
-        self.order = np.argsort(clock_M, kind="stable")  # the table is in the order of (partition, offset)
-        self.clock_M = clock_M[self.order]
-        self.table = table
+    def __init__(self, store: MemoryStore, blocks: Iterator[Block]) -> None:
+        self.store, self.blocks = store, blocks
+        self.block: Block | None = next(blocks, None)
+        self.learnt = 0  # of the block
 
-    def rows(self, start: int, stop: int) -> pa.Table:
-        return self.table.take(pa.array(self.order[start:stop]))
+    def learn_until(self, clock_ms: int) -> None:
+        """Labels whose clock is at most this."""
+        while self.block is not None:
+            known = int(np.searchsorted(self.block.clock_M, clock_ms, side="right"))
+            while self.learnt < known:
+                self._learn(self.block, min(self.learnt + CHUNK, known))
+            if known < len(self.block):
+                return
+            self.block, self.learnt = next(self.blocks, None), 0
+
+    def _learn(self, block: Block, stop: int) -> None:
+        part = block.table.slice(self.learnt, stop - self.learnt)
+        self.store.learn(_label_batch(self.store.layout.pipeline, part), block.clock_M[self.learnt : stop])
+        self.learnt = stop
 
 
-def _clocks(table: pa.Table, time: str) -> NDArray[np.int64]:
+def clocks_of(table: pa.Table, time: str) -> NDArray[np.int64]:
+    """The clock at each row of a table ordered by (partition, offset). time: the column that moves it."""
     clock_M, partition_M = milliseconds(table[time]).copy(), table[PARTITION].to_numpy()
     for partition in np.unique(partition_M):
         rows = partition_M == partition
         clock_M[rows] = np.maximum.accumulate(clock_M[rows])
     return clock_M
+
+
+def _place(clock_M: NDArray[np.int64], time_ms: int | None, otherwise: int) -> int:
+    """Of the first row whose clock has reached this time."""
+    return otherwise if time_ms is None else int(np.searchsorted(clock_M, time_ms))
 
 
 def _chunk_end(layout: Layout, clock_M: NDArray[np.int64], first: int) -> int:

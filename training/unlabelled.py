@@ -37,7 +37,8 @@ from training.errors import TrainingError
 from training.fit import Recipe
 from training.forecast import MOST_WINDOWS, fit_forecast, scale_evidence
 from training.metrics import average_precision, roc_auc
-from training.replay import History, replay
+from training.replay import replay
+from training.source import Source
 
 __all__ = ["Past", "episode_threshold", "from_past"]
 
@@ -75,28 +76,30 @@ class Past:
 
 
 def from_past(
-    history: History,
+    history: Source,
     out: Path,
     *,
     days: float | None = None,
+    warm_up_ms: int | None = None,
     recipe: Recipe = DEFAULT,
     start: Bundle | None = None,
     report: Report | None = None,
 ) -> Bundle:
     """Learn from a history, score it and write a bundle to `out`.
 
-    days: the last of the history, from which is learnt and by which the threshold is set, None for all. start: a bundle
-    whose trunk is learnt on, else a new one. Raises TrainingError when no entity has events enough, BundleError as
-    `write_bundle` does.
+    days: the last of the history, from which is learnt and by which the threshold is set, None for all. warm_up_ms: how
+    long before these the replay begins, None for the history's beginning; it has to be long enough for most entities to
+    be known. start: a bundle whose trunk is learnt on, else a new one. Raises TrainingError when no entity has events
+    enough, BundleError as `write_bundle` does.
     """
-    began, pipeline = time.monotonic(), history.pipeline
+    began, pipeline, range_ = time.monotonic(), history.pipeline, _Range.of(history, days, warm_up_ms)
     tell = report or (lambda *_: None)
     spec = pipeline.detector
     torch.manual_seed(recipe.seed)
     detector = build_detector(spec.architecture, Layout(pipeline).inputs, spec.hidden, spec.embedding)
     learnt: dict[str, Any] = {"started_from": None if start is None else start.version}
     if isinstance(detector, ForecastDetector):
-        some, others = _sample(history, days, recipe, tell)
+        some, others = _sample(history, range_, recipe, tell)
         if start is None:
             detector.fit_scaler(some)
         else:
@@ -107,7 +110,7 @@ def from_past(
             | fit_forecast(detector, some, recipe, lambda epoch, note: tell("train", epoch, recipe.epochs, note))
         )
         scale_evidence(detector, others)
-    past, windows = _score(history, TorchEngine(detector.eval()), days, tell)
+    past, windows = _score(history, TorchEngine(detector.eval()), range_, tell)
     threshold = episode_threshold(pipeline, past)
     if not isinstance(detector, ForecastDetector):
         detector.fit_scaler(windows.some)
@@ -122,6 +125,25 @@ def from_past(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Events from since_ms on are looked at; the replay begins at from_ms, None: with the history."""
+
+    since_ms: float
+    from_ms: int | None
+
+    def __str__(self) -> str:
+        return f"since {to_iso(int(self.since_ms))}" if np.isfinite(self.since_ms) else "at all"
+
+    @staticmethod
+    def of(history: Source, days: float | None, warm_up_ms: int | None) -> _Range:
+        last_ms = history.last_clock_ms("events")
+        if days is None or last_ms is None:
+            return _Range(-np.inf, None)
+        since_ms = last_ms - days * DAY_MS
+        return _Range(since_ms, None if warm_up_ms is None else int(since_ms) - warm_up_ms)
+
+
 def _taught(start: Bundle, architecture: str) -> ForecastDetector:
     detector = detector_of(start)
     if not isinstance(detector, ForecastDetector) or detector.architecture != architecture:
@@ -132,31 +154,27 @@ def _taught(start: Bundle, architecture: str) -> ForecastDetector:
     return detector
 
 
-def _sample(history: History, days: float | None, recipe: Recipe, tell: Report) -> tuple[Encoded, Encoded]:
+def _sample(history: Source, range_: _Range, recipe: Recipe, tell: Report) -> tuple[Encoded, Encoded]:
     """Windows of a seeded share of the events, without those that are known to be bad: to learn from, and of other
     entities to measure against, since what is learnt by heart is never strange. Of few entities both are the same."""
-    frauds, since_ms = history.frauds(), _since(history, days)
-    share = min(1.0, min(MOST_WINDOWS, recipe.max_legit) / max(history.events.num_rows, 1))
+    frauds, since_ms = history.frauds(range_.from_ms), range_.since_ms
+    share = min(1.0, min(MOST_WINDOWS, recipe.max_legit) / max(history.count_events(range_.from_ms), 1))
     parts: list[Encoded] = []
     other: list[NDArray[np.bool_]] = []
     for chunk in replay(
         history, lambda batch: (batch.time_M >= since_ms) & sampled(batch.id_hash_M, share, recipe.seed),
-        report=lambda done, total: tell("replay", done, total, ""),
+        report=lambda done, total: tell("replay", done, total, ""), from_ms=range_.from_ms,
     ):  # fmt: skip
         good_B = np.array([event_id not in frauds for event_id in chunk.batch.event_id], np.bool_)
         parts.append(chunk.encoded.take(good_B))
         other.append(sampled(hash_ids(chunk.batch.entity), OTHERS, recipe.seed)[good_B])
     if not parts:
-        raise TrainingError(f"{history.pipeline.name}: no event in the last {days} days: expected some to learn from")
+        raise TrainingError(f"{history.pipeline.name}: no event {range_}: expected some to learn from")
     windows, other_B = Encoded.concatenate(parts), np.concatenate(other)
     known = Layout(history.pipeline).inputs.context.index("surprise.known")
     if int((windows.context_BC[other_B, known] >= 1.0).sum()) < FEW_KNOWN:
         return windows, windows
     return windows.take(~other_B), windows.take(other_B)
-
-
-def _since(history: History, days: float | None) -> float:
-    return -np.inf if days is None else int(history.event_clock_M.max()) - days * DAY_MS
 
 
 def episode_threshold(pipeline: Pipeline, past: Past) -> float:
@@ -188,17 +206,18 @@ class _Windows:
     golden: Encoded
 
 
-def _score(history: History, engine: TorchEngine, days: float | None, tell: Report) -> tuple[Past, _Windows]:
-    inputs, places, frauds = engine.inputs, dict[str, int](), history.frauds()
-    known, since_ms = inputs.context.index("surprise.known"), _since(history, days)
+def _score(history: Source, engine: TorchEngine, range_: _Range, tell: Report) -> tuple[Past, _Windows]:
+    inputs, places, frauds = engine.inputs, dict[str, int](), history.frauds(range_.from_ms)
+    known, since_ms = inputs.context.index("surprise.known"), range_.since_ms
     parts: list[tuple[NDArray[Any], ...]] = []
     some: list[Encoded] = []
     strangest, high = cast(Encoded | None, None), np.zeros(0, np.float32)
     newest: Encoded | None = None
-    keep = max(1, -(-history.events.num_rows // SCALED_ON))
+    keep = max(1, -(-history.count_events(range_.from_ms) // SCALED_ON))
     for chunk in replay(
-        history, lambda batch: batch.time_M >= since_ms, report=lambda done, total: tell("replay", done, total, "")
-    ):
+        history, lambda batch: batch.time_M >= since_ms, report=lambda done, total: tell("replay", done, total, ""),
+        from_ms=range_.from_ms,
+    ):  # fmt: skip
         score_B = scores_of(engine.logits(chunk.encoded))
         owner_B = np.array([places.setdefault(entity, len(places)) for entity in chunk.batch.entity])
         fraud_B = np.array([event_id in frauds for event_id in chunk.batch.event_id])
@@ -209,7 +228,7 @@ def _score(history: History, engine: TorchEngine, days: float | None, tell: Repo
         strangest, high = _strangest(chunk.encoded, score_B, strangest, high)
     if not parts or not any(len(encoded) for encoded in some):
         raise TrainingError(
-            f"{history.pipeline.name}: {history.events.num_rows} events, no entity with as many as surprise.learn = "
+            f"{history.pipeline.name}: {history.count_events()} events, no entity with as many as surprise.learn = "
             f"{history.pipeline.surprise.learn}: expected a longer history"
         )
     assert strangest is not None

@@ -27,11 +27,12 @@ from training.cli import app
 from training.dataset import build_dataset, plan_split, sampled
 from training.errors import TrainingError
 from training.evaluate import Scored, offline_scores
-from training.finetune import Start, finetune
+from training.finetune import Start, finetune, finetune_history, split_history
 from training.fit import Recipe
 from training.history import import_file
 from training.labels_curve import label_sample
 from training.replay import History, load_history
+from training.stored import open_history
 from training.tables import Mapped, read_file
 
 Run = Callable[..., dict[str, Any]]
@@ -96,6 +97,32 @@ def test_the_same_seed_gives_the_same_weights(history_root: Path, bundle_folder:
     finetune(load_pipeline("payments"), history_root, tmp_path / "again", recipe=RECIPE, **PARTS)
     first, again = (f / "weights.safetensors" for f in (bundle_folder, tmp_path / "again"))
     assert first.read_bytes() == again.read_bytes()
+
+
+def test_a_history_in_memory_gives_the_same_weights(history: History, bundle_folder: Path, tmp_path: Path) -> None:
+    """What is read from disk day by day is what there is: split, sample, windows and verdicts."""
+    split = split_history(history, end_ms=None, days=None, **PARTS)
+    finetune_history(history, split, tmp_path / "again", recipe=RECIPE)
+    first, again = (f / "weights.safetensors" for f in (bundle_folder, tmp_path / "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_a_warm_up_stands_for_the_past(history_root: Path, history: History, tmp_path: Path) -> None:
+    """A long one gives the same bundle, a short one the same events with other windows."""
+    pipeline, recipe = load_pipeline("payments"), replace(RECIPE, epochs=1, max_legit=1000)
+    first = int(history.event_time_M.min())
+    split = plan_split(first + 40 * DAY_MS, first, 7 * DAY_MS, train_ms=10 * DAY_MS, gap_ms=DAY_MS,
+                       validation_ms=4 * DAY_MS, holdout_ms=4 * DAY_MS)  # fmt: skip
+    parts = {days: build_dataset(open_history(Archive(history_root, pipeline)), split, max_legit=2000, seed=1,
+                                 warm_up_ms=None if days is None else days * DAY_MS).train
+             for days in (None, 40, 0)}  # fmt: skip
+    whole, long, short = (parts[days] for days in (None, 40, 0))
+    assert whole.time_N.tolist() == long.time_N.tolist() == short.time_N.tolist()
+    assert whole.fraud_N.tolist() == long.fraud_N.tolist() == short.fraud_N.tolist()
+    np.testing.assert_array_equal(whole.encoded.x_BLF, long.encoded.x_BLF)
+    assert long.encoded.mask_BL.sum() > short.encoded.mask_BL.sum()
+    bundle = finetune(pipeline, history_root, tmp_path / "b", recipe=recipe, days=15, warm_up_ms=5 * DAY_MS, **PARTS)
+    assert bundle.info.training["warm_up_days"] == 5
 
 
 def test_training_can_start_from_another_bundle(history_root: Path, bundle_folder: Path, tmp_path: Path) -> None:
