@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cyclopts import App
 
-from benchmarks import entities, folds, handbook, latency, memory, scaling, steps, throughput
+from benchmarks import entities, folds, handbook, latency, memory, past, scaling, steps, throughput
 from benchmarks.harness import progress
 from benchmarks.options import DEFAULTS, Options
 from benchmarks.peers import compare
@@ -16,7 +16,7 @@ from models.errors import LeptonError
 app = App(name="python -m benchmarks", help="Measure, and fail when an answer is wrong.")
 EVERY = (
     steps.steps, throughput.throughput, compare.peers, latency.latency, entities.entities, scaling.scaling,
-    memory.memory,
+    memory.memory, past.past,
 )  # fmt: skip
 for benchmark in EVERY:
     app.command(benchmark)

@@ -24,7 +24,7 @@ from training.fit import Recipe, fit, score
 from training.metrics import average_precision
 from training.pretrain import PretrainRecipe, pretrain_history
 from training.pretrained import pretrained_end
-from training.replay import History
+from training.source import Source
 
 __all__ = ["SHARES", "label_sample", "labels_curve"]
 
@@ -37,7 +37,7 @@ RESULTS, PRETRAINED = "labels-curve.json", "pretrained"
 
 
 def labels_curve(
-    history: History,
+    history: Source,
     split: Split,
     out: Path,
     *,
@@ -94,7 +94,7 @@ def label_sample(part: Part, share: float, seed: int) -> Part:
 
 
 def _row(
-    history: History, dataset: Dataset, share: float, recipe: Recipe, start: Path, repeats: int, min_steps: int
+    history: Source, dataset: Dataset, share: float, recipe: Recipe, start: Path, repeats: int, min_steps: int
 ) -> dict[str, Any]:
     values: dict[str, list[float]] = {"scratch": [], "pretrained": []}
     for seed in range(recipe.seed, recipe.seed + repeats):

@@ -87,11 +87,11 @@ def labels_curve(
     from training.labels_curve import labels_curve as run  # noqa: PLC0415
     from training.pretrain import PretrainRecipe  # noqa: PLC0415
     from training.progress import Bars  # noqa: PLC0415
-    from training.replay import load_history  # noqa: PLC0415
+    from training.stored import open_history  # noqa: PLC0415
 
     _, spec = setup(settings, pipeline)
     wanted = _shares(shares)
-    past = load_history(Archive(history, spec))
+    past = open_history(Archive(history, spec))
     split = split_history(
         past, end_ms=None if end is None else parse_time("--end", end), days=days,
         gap_ms=None if gap is None else parse_duration("--gap", gap),
