@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import App, Parameter
@@ -31,7 +31,7 @@ from training.commandline import (
     show,
 )
 from training.protocol_options import ProtocolName, ProtocolOptions
-from training.settings import load_settings
+from training.settings import load_launch, load_settings
 
 __all__ = ["app", "main"]
 
@@ -126,16 +126,18 @@ def finetune(
     pretrained: Annotated[Path | None, Parameter(help="Start from this, as `pretrain` made it.")] = None,
     trunk_rate: Annotated[float, Parameter(help="Times the learning rate for the trunk.")] = 1.0,
     seed: int = 0,
-    threads: int = 2,
+    threads: Annotated[int, Parameter(help="Of each process.")] = 2,
+    device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(help="Auto: a GPU if there is one.")] = "cpu",
     from_champion: Annotated[bool, Parameter(help="Start from the champion's weights.", negative=())] = False,
     registry: RegistryOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a detector on matured labels and write a verified bundle."""
-    from training.finetune import Start  # noqa: PLC0415, torch takes seconds to import
+    """Train a detector on matured labels and write a verified bundle; under torchrun, in several processes."""
+    from training.finetune import Start, assist  # noqa: PLC0415, torch takes seconds to import
     from training.finetune import finetune as run  # noqa: PLC0415
     from training.fit import Recipe  # noqa: PLC0415
+    from training.group import open_group  # noqa: PLC0415
     from training.progress import Bars  # noqa: PLC0415
 
     loaded, spec = setup(settings, pipeline)
@@ -145,13 +147,17 @@ def finetune(
         epochs=epochs, batch=batch, learning_rate=rate, trunk_rate=trunk_rate, average=average, augment=augment,
         max_legit=max_legit, seed=seed, threads=threads,
     )  # fmt: skip
-    with Bars() as bars:
+    with open_group(load_launch(), device) as group, Bars() as bars:
+        if not group.first:
+            assist(spec, recipe, start=start, refit=refit, checkpoint=checkpoint, group=group)
+            return
         bundle = run(
             spec, history, out, end_ms=None if end is None else parse_time("--end", end), days=days,
             warm_up_ms=None if warm_up is None else parse_duration("--warm-up", warm_up),
             gap_ms=None if gap is None else parse_duration("--gap", gap),
             validation_ms=parse_duration("--validation", validation), holdout_ms=parse_duration("--holdout", holdout),
-            recipe=recipe, start=start, refit=refit, checkpoint=checkpoint, report=bars,
+            recipe=recipe, start=start, refit=refit, checkpoint=checkpoint, group=group,
+            report=bars,
         )  # fmt: skip
     facts: dict[str, Any] = {"bundle": str(bundle.folder), "version": bundle.version, "threshold": bundle.threshold}
     show(facts | bundle.info.metrics | {"seconds": bundle.info.training["seconds"]}, as_json)

@@ -30,8 +30,8 @@ from training.archive import Archive
 from training.calibrate import calibrate, cross_calibrated
 from training.dataset import Dataset, Part, Split, build_dataset, plan_split
 from training.errors import TrainingError
-from training.fit import Fitted, Recipe, fit, score
-from training.fit import refit as fit_again
+from training.fit import Fitted, Recipe, score
+from training.group import ALONE, Group
 from training.metrics import (
     CARDS,
     average_precision,
@@ -45,12 +45,12 @@ from training.metrics import (
 from training.pretrained import load_pretrained
 from training.source import Source
 from training.stored import open_history
+from training.together import CHECKPOINTS, teach
 from training.unlabelled import from_past
 
-__all__ = ["Start", "finetune", "finetune_history", "new_detector", "split_history", "write_trained"]
+__all__ = ["Start", "assist", "finetune", "finetune_history", "new_detector", "split_history", "write_trained"]
 
 GOLDEN_EACH = 16  # frauds and legitimate windows in the golden case
-CHECKPOINTS = ("fit.safetensors", "refit.safetensors")
 
 # report(stage, done, total, note): stages are "replay" (events), "train" and "refit" (epochs)
 Report = Callable[[str, int, int, str], None]
@@ -83,6 +83,7 @@ def finetune(
     start: Start | None = None,
     refit: bool = False,
     checkpoint: Path | None = None,
+    group: Group = ALONE,
     report: Report | None = None,
 ) -> Bundle:
     """Train on the history below `history_root` as it was known at `end_ms` and write a bundle to `out`.
@@ -91,12 +92,14 @@ def finetune(
     before these the replay begins, which builds the state; None stands for the history's beginning. Of architecture
     `surprise` only these three matter. gap_ms: None stands for the labels' maturity. refit: train once more, on
     everything before the holdout. checkpoint: a folder for what a killed training goes on from; emptied when the bundle
-    is written. The history stays on disk: memory holds the chosen windows, not the events.
+    is written. group: of processes that train together; the first calls this, the others `assist`. The history stays on
+    disk: memory holds the chosen windows, not the events.
     Raises HistoryError, TrainingError, CheckpointError, PretrainedError and BundleError.
     """
     _check_free(out)
     history = open_history(Archive(history_root, pipeline))
     if without_labels(pipeline.detector.architecture):
+        _check_alone(pipeline, group)
         known = history if end_ms is None else history.known_by(end_ms)
         first = None if start is None or start.bundle is None else load_bundle(start.bundle, pipeline)
         return from_past(
@@ -107,7 +110,7 @@ def finetune(
     )
     return finetune_history(
         history, split, out, recipe=recipe or Recipe(), start=start, refit=refit, warm_up_ms=warm_up_ms,
-        checkpoint=checkpoint, report=report,
+        checkpoint=checkpoint, group=group, report=report,
     )  # fmt: skip
 
 
@@ -133,6 +136,7 @@ def finetune_history(
     refit: bool = False,
     warm_up_ms: int | None = None,
     checkpoint: Path | None = None,
+    group: Group = ALONE,
     report: Report | None = None,
 ) -> Bundle:
     """As `finetune`, for a history that is open and split."""
@@ -142,22 +146,15 @@ def finetune_history(
         history, split, max_legit=recipe.max_legit, seed=recipe.seed, newest=refit, warm_up_ms=warm_up_ms,
         report=lambda done, total: tell("replay", done, total, ""),
     )  # fmt: skip
-    detector, origin = new_detector(pipeline, dataset.train, recipe.seed, start)
-    fitted = fit(
-        detector, dataset.train, dataset.validation, recipe,
-        lambda epoch, note: tell("train", epoch, recipe.epochs, note),
-        checkpoint=checkpoint and checkpoint / CHECKPOINTS[0],
+    taught = teach(
+        lambda part: new_detector(pipeline, part, recipe.seed, start), recipe, train=dataset.train,
+        validation=dataset.validation, newest=dataset.newest, again=refit, checkpoint=checkpoint, group=group,
+        report=tell,
     )  # fmt: skip
-    if dataset.newest is not None:
-        whole = Part.concatenate([dataset.train, dataset.newest])
-        detector, origin = new_detector(pipeline, whole, recipe.seed, start)
-        fit_again(
-            detector, whole, recipe, fitted.best_epoch,
-            lambda epoch, note: tell("refit", epoch, fitted.best_epoch, note),
-            checkpoint=checkpoint and checkpoint / CHECKPOINTS[1],
-        )  # fmt: skip
+    detector, fitted = taught.detector, taught.fitted
     score_N = score(detector, dataset.holdout.encoded)
-    facts = _facts(dataset, fitted, recipe, origin) | {
+    facts = _facts(dataset, fitted, recipe, taught.origin) | {
+        "processes": group.size, "device": group.device.type,
         "warm_up_days": None if warm_up_ms is None else warm_up_ms / DAY_MS,
         "refit_events": None if dataset.newest is None else len(dataset.train) + len(dataset.newest),
         "best_validation_ap": max(fitted.validation_ap), "seconds": round(time.monotonic() - began, 1),
@@ -167,6 +164,25 @@ def finetune_history(
         for name in CHECKPOINTS:
             (checkpoint / name).unlink(missing_ok=True)
     return bundle
+
+
+def assist(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    *,
+    start: Start | None = None,
+    refit: bool = False,
+    checkpoint: Path | None = None,
+    group: Group,
+) -> None:
+    """What the other processes of a group do while the first is in `finetune`: help to train, with the same arguments.
+    Nothing is read but what training starts from, and nothing written. Raises as `finetune`."""
+    if without_labels(pipeline.detector.architecture):
+        _check_alone(pipeline, group)
+    teach(
+        lambda part: new_detector(pipeline, part, recipe.seed, start), recipe, train=None, validation=None, newest=None,
+        again=refit, checkpoint=checkpoint, group=group,
+    )  # fmt: skip
 
 
 def write_trained(
@@ -226,6 +242,14 @@ def new_detector(
         cast(nn.Linear, detector.head[-1]).bias.fill_(math.log(prior / (1.0 - prior)))
     version = None if start.pretrained is None else load_pretrained(start.pretrained, pipeline, detector)
     return detector, {"started_from": None, "pretrained": version}
+
+
+def _check_alone(pipeline: Pipeline, group: Group) -> None:
+    if group.size > 1:
+        raise TrainingError(
+            f"{group.size} processes for detector.architecture = {pipeline.detector.architecture!r}: expected one, as "
+            "several train only what learns from labels"
+        )
 
 
 def _check_free(out: Path) -> None:

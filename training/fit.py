@@ -3,7 +3,8 @@
 AdamW with a one-cycle rate and binary cross-entropy; the weights that count are an exponential moving average of those
 that are trained. After every epoch it scores the validation part the way the worker scores; the epoch with the highest
 average precision is kept. Seeded: the same data, seed, torch build and thread count give the same weights, also when
-the training was killed and went on from a checkpoint.
+the training was killed and went on from a checkpoint. In a group of processes (`training.group`) all call `fit`; the
+first alone scores and writes.
 
 Legitimate events are a sample, all frauds are there: the odds of fraud are 1/share times what they are in the stream.
 The loss therefore sees the logit plus log(1/share), and the detector's own logit is that of the stream (prior
@@ -36,6 +37,7 @@ from training.checkpoint import Checkpoint, digest_of
 from training.dataset import Part
 from training.epochs import Loop
 from training.errors import TrainingError
+from training.group import ALONE, Group
 from training.metrics import average_precision
 from training.pretrained import in_trunk
 
@@ -80,37 +82,42 @@ class Fitted:
 def fit(
     detector: SequenceDetector,
     train: Part,
-    validation: Part,
+    validation: Part | None,
     recipe: Recipe,
     report: Report | None = None,
     *,
     checkpoint: Path | None = None,
+    group: Group = ALONE,
 ) -> Fitted:
     """Train in place and leave the weights of the best epoch, in eval mode. report(epoch, note) after each.
 
-    checkpoint: a file, written after every epoch, gone on from where there is one, and left when all is done. Raises
-    CheckpointError for that of another training.
+    checkpoint: a file, written after every epoch, gone on from where there is one, and left when all is done. group:
+    only its first process has a validation part, and ends with the best weights. Raises CheckpointError for the
+    checkpoint of another training.
     """
-    loop = _loop(detector, train, recipe)
-    saved = _checkpoint(checkpoint, detector, recipe, train, validation)
-    fitted, best = Fitted(), copy.deepcopy(detector.state_dict())
+    saved = _checkpoint(checkpoint, detector, recipe, [train, validation], group)
+    loop = _loop(detector, train, recipe, group)
+    fitted, best = Fitted(), _copy(detector)
     if saved is not None and (found := saved.load()) is not None:
         kept, facts = found
         loop.restore(kept, facts["loop"])
         fitted = Fitted(**facts["fitted"])
         best = {name: kept[f"best.{name}"] for name in best}
-    loss_of = _loss(detector, train, recipe)
+    loss_of = _loss(detector, train, recipe, group)
     while loop.epoch < recipe.epochs and loop.epoch - fitted.best_epoch < recipe.patience:
         fitted.loss.append(loop.run_epoch(loss_of))
-        found_ap = average_precision(validation.fraud_N, score(loop.average.model, validation.encoded))
-        if fitted.best_epoch == 0 or found_ap > fitted.validation_ap[fitted.best_epoch - 1]:
-            fitted.best_epoch, best = loop.epoch, copy.deepcopy(loop.average.model.state_dict())
-        fitted.validation_ap.append(found_ap)
-        if saved is not None:
+        if validation is not None:
+            average = copy.deepcopy(loop.average.model).cpu()
+            found_ap = average_precision(validation.fraud_N, score(average, validation.encoded))
+            if fitted.best_epoch == 0 or found_ap > fitted.validation_ap[fitted.best_epoch - 1]:
+                fitted.best_epoch, best = loop.epoch, average.state_dict()
+            fitted.validation_ap.append(found_ap)
+        fitted = Fitted(**group.tell(asdict(fitted)))
+        if saved is not None and group.first:
             _save(saved, loop, best, fitted)
         if report is not None:
-            report(loop.epoch, f"loss {fitted.loss[-1]:.4f}, validation AP {found_ap:.4f}")
-    detector.load_state_dict(best)
+            report(loop.epoch, f"loss {fitted.loss[-1]:.4f}, validation AP {fitted.validation_ap[-1]:.4f}")
+    detector.cpu().load_state_dict(best)
     detector.eval()
     return fitted
 
@@ -123,23 +130,24 @@ def refit(
     report: Report | None = None,
     *,
     checkpoint: Path | None = None,
+    group: Group = ALONE,
 ) -> Fitted:
     """Train in place without validation for the epochs that `fit` chose, on the same cycle; as `fit` otherwise."""
-    loop = _loop(detector, train, recipe)
-    saved = _checkpoint(checkpoint, detector, recipe, train, train, f"refit {epochs}")
+    saved = _checkpoint(checkpoint, detector, recipe, [train, train], group, f"refit {epochs}")
+    loop = _loop(detector, train, recipe, group)
     fitted = Fitted()
     if saved is not None and (found := saved.load()) is not None:
         loop.restore(found[0], found[1]["loop"])
         fitted = Fitted(**found[1]["fitted"])
-    loss_of = _loss(detector, train, recipe)
+    loss_of = _loss(detector, train, recipe, group)
     while loop.epoch < epochs:
         fitted.loss.append(loop.run_epoch(loss_of))
         fitted.best_epoch = loop.epoch
-        if saved is not None:
+        if saved is not None and group.first:
             _save(saved, loop, {}, fitted)
         if report is not None:
             report(loop.epoch, f"loss {fitted.loss[-1]:.4f}")
-    detector.load_state_dict(loop.average.model.state_dict())
+    detector.cpu().load_state_dict(loop.average.model.state_dict())
     detector.eval()
     return fitted
 
@@ -150,45 +158,63 @@ def score(detector: SequenceDetector, encoded: Encoded) -> NDArray[np.float32]:
     return scores_of(TorchEngine(detector).logits(encoded))
 
 
-def _loop(detector: SequenceDetector, train: Part, recipe: Recipe) -> Loop[SequenceDetector]:
+def _copy(detector: SequenceDetector) -> dict[str, Tensor]:
+    return {name: tensor.cpu().clone() for name, tensor in detector.state_dict().items()}
+
+
+def _loop(detector: SequenceDetector, train: Part, recipe: Recipe, group: Group) -> Loop[SequenceDetector]:
+    detector.to(group.device)
     named = list(detector.named_parameters())
     trunk = [p for name, p in named if in_trunk(name)]
     rest = [p for name, p in named if not in_trunk(name)]
     return Loop(
         detector, [(rest, recipe.learning_rate), (trunk, recipe.learning_rate * recipe.trunk_rate)],
         items=len(train), batch=recipe.batch, epochs=recipe.epochs, weight_decay=recipe.weight_decay,
-        average=recipe.average, seed=recipe.seed, threads=recipe.threads,
+        average=recipe.average, seed=recipe.seed, threads=recipe.threads, group=group,
     )  # fmt: skip
 
 
-def _loss(detector: SequenceDetector, train: Part, recipe: Recipe) -> Callable[[Tensor, Generator], Tensor]:
+def _loss(
+    detector: SequenceDetector, train: Part, recipe: Recipe, group: Group
+) -> Callable[[Tensor, Generator], Tensor]:
     inputs, fraud_N = tensors(train.encoded), torch.from_numpy(train.fraud_N.astype(np.float32))
     offset = -math.log(train.legit_share)
     weight_N = None if train.weight_N is None else torch.from_numpy(train.weight_N)
     augmenter = Augmenter(detector.inputs) if recipe.augment else None
 
     def loss_of(index: Tensor, generator: Generator) -> Tensor:
-        batch = [tensor[index] for tensor in inputs]
-        if augmenter is not None:
-            batch = augmenter(batch, generator)
-        weights = None if weight_N is None else weight_N[index]
-        return nn.functional.binary_cross_entropy_with_logits(detector(*batch) + offset, fraud_N[index], weights)
+        share = group.share(len(index))
+        if augmenter is None:
+            batch = [tensor[index[share]] for tensor in inputs]
+        else:  # drawn for all of the batch, or processes would draw apart
+            batch = [tensor[share] for tensor in augmenter([tensor[index] for tensor in inputs], generator)]
+        logits = detector(*(tensor.to(group.device) for tensor in batch)) + offset
+        expected = fraud_N[index[share]].to(group.device)
+        weights = None if weight_N is None else weight_N[index[share]].to(group.device)
+        total = nn.functional.binary_cross_entropy_with_logits(logits, expected, weights, reduction="sum")
+        return total / len(index)
 
     return loss_of
 
 
 def _checkpoint(
-    path: Path | None, detector: SequenceDetector, recipe: Recipe, train: Part, validation: Part, what: str = "fit"
-) -> Checkpoint | None:
+    path: Path | None, detector: SequenceDetector, recipe: Recipe, parts: list[Part | None], group: Group,
+    what: str = "fit",
+) -> Checkpoint | None:  # fmt: skip
+    """The same in all processes of a group; only the first has the data that its identity is made of."""
     if path is None:
         return None
-    start = detector.weights()
-    how = msgspec.json.encode(asdict(recipe)).decode()
-    return Checkpoint(path, {
-        "kind": what, "torch": str(torch.__version__), "recipe": digest_of(how),
-        "data": digest_of(*_arrays(train), *_arrays(validation)),
-        "start": digest_of(detector.architecture, *(start[name] for name in sorted(start))),
-    })  # fmt: skip
+    identity: dict[str, str] = {}
+    if group.first:
+        start, how = detector.weights(), msgspec.json.encode(asdict(recipe)).decode()
+        identity = {
+            "kind": what, "torch": str(torch.__version__), "recipe": digest_of(how),
+            "data": digest_of(*(array for part in parts if part is not None for array in _arrays(part))),
+            "start": digest_of(detector.architecture, *(start[name] for name in sorted(start))),
+        }  # fmt: skip
+        if (group.size, group.device.type) != (1, "cpu"):
+            identity["processes"] = f"{group.size} on {group.device.type}"
+    return Checkpoint(path, group.tell(identity))
 
 
 def _arrays(part: Part) -> list[NDArray[Any]]:

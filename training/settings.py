@@ -1,4 +1,4 @@
-"""Where the broker and the registry are: the settings training shares with the worker.
+"""Where the broker and the registry are: the settings training shares with the worker; and how torchrun started it.
 
 Read once, from the environment (prefix `LEPTON_`) and from the TOML file that `LEPTON_SETTINGS` or
 `--settings` names; the environment wins. Keys of that file that only the worker needs are passed over
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from models.errors import SettingsError, shorten
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["Launch", "Settings", "load_launch", "load_settings"]
 
 PREFIX = "LEPTON_"
 FILE_VARIABLE = "LEPTON_SETTINGS"
@@ -57,6 +58,33 @@ class Settings(BaseSettings):
                      "keyfile": self.kafka_ssl_keyfile}  # fmt: skip
             options |= {f"ssl_{name}": str(path) for name, path in files.items() if path is not None}
         return options
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Which of how many processes this is, by torchrun; the only one without it."""
+
+    rank: int = 0
+    processes: int = 1
+    local_rank: int = 0
+
+
+def load_launch() -> Launch:
+    """What torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Raises SettingsError."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # the others are also set by job schedulers
+        return Launch()
+    found = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        text = os.environ.get(name, "")
+        if not text.isdecimal():
+            raise SettingsError(f"{name} = {shorten(text)}: expected a number, as torchrun sets it")
+        found[name] = int(text)
+    if found["WORLD_SIZE"] != found["LOCAL_WORLD_SIZE"]:
+        raise SettingsError(
+            f"WORLD_SIZE = {found['WORLD_SIZE']}, LOCAL_WORLD_SIZE = {found['LOCAL_WORLD_SIZE']}: expected all "
+            "processes on one machine, as they share windows through a folder"
+        )
+    return Launch(found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"])
 
 
 def load_settings(path: Path | None = None) -> Settings:
