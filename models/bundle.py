@@ -7,7 +7,8 @@
     card.md               the same as bundle.json for people
     MANIFEST.json         SHA-256 of each of the files above; written last
 
-Checksums show damage, not forgery: whoever can write the directory can write the manifest. Reading needs no torch;
+Checksums show damage, not forgery: whoever can write the directory can write the manifest; `models.signing` is against
+that. Reading needs no torch;
 `bundle_write` writes, and `models.engines` runs the golden case.
 """
 
@@ -30,6 +31,7 @@ from models.features.encoded import Encoded, InputSpec
 from models.features.layout import Layout
 from models.pipeline.load import digest
 from models.pipeline.spec import Pipeline, without_labels
+from models.signing import Keys, check_signature
 from models.weights import read_weights, weight_shapes
 
 __all__ = ["FORMAT", "Bundle", "BundleInfo", "Golden", "check_inputs", "load_bundle", "read_info"]
@@ -97,20 +99,22 @@ class Bundle:
         return self.info.threshold
 
 
-def read_info(folder: Path) -> BundleInfo:
-    """`bundle.json` of a folder whose checksums all hold. Raises BundleError: missing, checksum, format."""
-    return _info(_verified_files(Path(folder)))
+def read_info(folder: Path, trusted: Keys = ()) -> BundleInfo:
+    """`bundle.json` of a folder whose checksums all hold. Raises BundleError: missing, checksum, format; where keys are
+    trusted, also unsigned and signature."""
+    return _info(_verified_files(Path(folder), trusted))
 
 
-def load_bundle(folder: Path, pipeline: Pipeline) -> Bundle:
+def load_bundle(folder: Path, pipeline: Pipeline, trusted: Keys = ()) -> Bundle:
     """The bundle, if every check holds that needs no engine: checksums, format, pipeline digest, weights.
 
-    Raises BundleError with reason `missing` (a file), `checksum`, `format` (unreadable, or of a newer version),
+    trusted: when given, one of these keys must have signed it. Raises BundleError with reason `unsigned`, `signature`,
+    `missing` (a file), `checksum`, `format` (unreadable, or of a newer version),
     `digest` (made for another pipeline or other features), `weights` (not finite, or of another shape), `golden`
     (a golden case that cannot be read, or whose probabilities are not those of the curve).
     """
     folder = Path(folder)
-    files = _verified_files(folder)
+    files = _verified_files(folder, trusted)
     info = _info(files)
     if info.pipeline != pipeline.name or info.digest != digest(pipeline):
         raise BundleError(
@@ -142,9 +146,10 @@ def check_inputs(inputs: InputSpec, pipeline: Pipeline) -> None:
             )
 
 
-def _verified_files(folder: Path) -> dict[str, bytes]:
+def _verified_files(folder: Path, trusted: Keys) -> dict[str, bytes]:
     """The bytes that were checked are the bytes that are used: nothing is read twice."""
     manifest = _read(folder / MANIFEST)
+    check_signature(folder, manifest, trusted)
     try:
         sums = msgspec.json.decode(manifest, type=dict[str, Any])["sha256"]
         names = [*FILES, ONNX] if ONNX in sums else list(FILES)  # one the manifest does not name is not used

@@ -15,6 +15,7 @@ from models.engines import Choice, EngineName, Measured, choose, scores_of
 from models.engines.base import Precision
 from models.features.encoded import Encoded
 from models.pipeline.spec import Pipeline, without_labels
+from models.signing import Keys
 from models.weights import Scaling, surprise_columns
 
 __all__ = ["Scorer", "Scores", "load_scorer"]
@@ -83,11 +84,13 @@ class Scorer:
             return self._engine.logits_after(past, last, past_V)
 
 
-def load_scorer(folder: Path, pipeline: Pipeline, engine: EngineName = "auto", threads: int = 1) -> Scorer:
+def load_scorer(
+    folder: Path, pipeline: Pipeline, engine: EngineName = "auto", threads: int = 1, trusted: Keys = ()
+) -> Scorer:
     """Load a bundle, check all of it, and run it with the fastest engine or the named one.
 
     Every shape and size has run when this returns, so no first batch pays for compilation. Raises BundleError as
     `models.bundle.load_bundle` and `models.engines.choose` do.
     """
-    bundle = load_bundle(folder, pipeline)
+    bundle = load_bundle(folder, pipeline, trusted)
     return Scorer(bundle, choose(bundle, engine, threads))

@@ -22,6 +22,7 @@ from models.errors import BundleError, LeptonError
 from models.pipeline import Pipeline
 from models.registry import Registry
 from models.scorer import Scorer, load_scorer
+from models.signing import load_keys
 from stream import metrics
 from stream.kafka import client_options
 from stream.settings import Settings
@@ -40,7 +41,8 @@ class Champion:
 
     def __init__(self, settings: Settings, pipeline: Pipeline, blocking: Callable[..., Awaitable[Any]]) -> None:
         self._settings, self._pipeline, self._blocking = settings, pipeline, blocking
-        self._registry = Registry(settings.registry)
+        self._trusted = load_keys(settings.trusted_keys)
+        self._registry = Registry(settings.registry, trusted=self._trusted)
         self._look = asyncio.Event()
         self._first = asyncio.Event()
         self._refused: str | None = None
@@ -83,7 +85,7 @@ class Champion:
 
     def _load(self, version: str) -> Scorer:
         folder = self._registry.path(self._pipeline.name, version)
-        return load_scorer(folder, self._pipeline, self._settings.engine, self._settings.threads)
+        return load_scorer(folder, self._pipeline, self._settings.engine, self._settings.threads, self._trusted)
 
     def _swap(self, scorer: Scorer, seconds: float) -> None:
         name, old = self._pipeline.name, self.scorer

@@ -11,9 +11,9 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from models.engines import EngineName
@@ -61,7 +61,10 @@ class Settings(BaseSettings):
     redis_cluster: bool = False
     redis_timeout_s: float = Field(5, gt=0, le=600)  # of connecting and of each answer
 
-    registry: Path = Path("artifacts/registry")  # root folder of the model registry
+    registry: Annotated[str, BeforeValidator(str)] = (
+        "artifacts/registry"  # root of the model registry: a folder, or a URL that fsspec knows
+    )
+    trusted_keys: Path | None = None  # folder of public keys, *.pub: only bundles that one of them signed are used
     latency_objective_ms: float = Field(50, ge=1, le=60_000)  # of an event in the worker; longer: cheaper events
     engine: EngineName = "auto"  # of the detector
     threads: int = Field(1, ge=1, le=256)  # of the detector

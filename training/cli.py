@@ -6,6 +6,7 @@ success, 1 an error of this project's family, 2 (of `evaluate`) online and offli
 
 from __future__ import annotations
 
+import getpass
 import shlex
 import signal
 import sys
@@ -290,7 +291,8 @@ def publish(
     """Copy a bundle into the registry; prints its version."""
     from training import publish as publishing  # noqa: PLC0415
 
-    version = publishing.publish(registry or load_settings(settings).registry, bundle)
+    loaded = load_settings(settings)
+    version = publishing.publish(loaded, registry or loaded.registry, bundle)
     show({"version": version}, as_json)
 
 
@@ -309,5 +311,7 @@ def promote(
     from training import publish as publishing  # noqa: PLC0415
 
     loaded, spec = setup(settings, pipeline)
-    message = publishing.promote(loaded, registry or loaded.registry, spec, version, why=why, notify=notify)
+    message = publishing.promote(
+        loaded, registry or loaded.registry, spec, version, why=why, tell=notify, by=getpass.getuser()
+    )
     show(msgspec.structs.asdict(message), as_json)

@@ -31,7 +31,7 @@ __all__ = [
 
 PipelineOption = Annotated[str | None, Parameter(help="A shipped name or a TOML file; else LEPTON_PIPELINE.")]
 SettingsOption = Annotated[Path | None, Parameter(help="TOML file with settings; else LEPTON_SETTINGS.")]
-RegistryOption = Annotated[Path | None, Parameter(help="Folder of the registry; else LEPTON_REGISTRY.")]
+RegistryOption = Annotated[str | None, Parameter(help="Folder or URL of the registry; else LEPTON_REGISTRY.")]
 JsonOption = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=())]
 
 
@@ -40,7 +40,7 @@ def setup(settings: Path | None, pipeline: str | None) -> tuple[Settings, Pipeli
     return loaded, load_pipeline(pipeline or loaded.pipeline)
 
 
-def champion(registry: Path, pipeline: Pipeline) -> Path:
+def champion(registry: str, pipeline: Pipeline) -> Path:
     from models.registry import Registry  # noqa: PLC0415
 
     version = Registry(registry).champion(pipeline.name)

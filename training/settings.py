@@ -11,9 +11,9 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import SecretStr, ValidationError
+from pydantic import BeforeValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from models.errors import SettingsError, shorten
@@ -31,7 +31,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     pipeline: str = "payments"  # a shipped name or a TOML file
-    registry: Path = Path("artifacts/registry")
+    registry: Annotated[str, BeforeValidator(str)] = (
+        "artifacts/registry"  # root of the model registry: a folder, or a URL that fsspec knows
+    )
+    trusted_keys: Path | None = None  # folder of public keys, *.pub: only bundles that one of them signed are used
+    signing_key: Path | None = None  # private key that what is published is signed with
     kafka_brokers: str = "127.0.0.1:9092"  # host:port, comma-separated
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"

@@ -149,8 +149,11 @@ def _flip_a_byte(file: Path) -> None:
 
 
 def _point_at(settings: Settings, pipeline: Pipeline, version: str) -> None:
-    pointer = Path(settings.registry) / pipeline.name / "champion.json"
-    pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"version": version}))
+    """As somebody would who goes round the registry's checks."""
+    changes = Path(settings.registry) / pipeline.name / "changes"
+    newest = json.loads(max(changes.iterdir()).read_text())
+    seq = newest["seq"] + 1
+    (changes / f"{seq:08d}.json").write_text(json.dumps(newest | {"seq": seq, "champion": version}))
 
 
 def _foreign(settings: Settings, pipeline: Pipeline, windows: Encoded, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import random
@@ -9,14 +10,23 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from models.bundle import load_bundle
 from models.errors import BundleError, RegistryError
 from models.registry import Registry
+
+
+@pytest.fixture(params=["folder", "memory"])
+def any_registry(request, tmp_path: Path) -> Registry:
+    """In a folder, and at a URL."""
+    root = tmp_path / "registry" if request.param == "folder" else f"memory://{uuid.uuid4().hex}"
+    return Registry(root, cache=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -43,6 +53,46 @@ def test_a_published_bundle_loads_from_the_registry(registry, make_bundle, pipel
     assert registry.versions("small") == [version]
     assert registry.pipelines() == ["small"]
     assert all(file.stat().st_mode & 0o222 == 0 for file in stored.iterdir())
+
+
+def test_a_registry_is_the_same_in_a_folder_and_at_a_url(any_registry, make_bundle, pipeline):
+    """Publish, promote, challenge, roll back; what is handed out loads."""
+    versions = [any_registry.publish(make_bundle(f"b{n}", created_ms=n * 1000).folder) for n in (1, 2)]
+    assert any_registry.publish(make_bundle("again", created_ms=1000).folder) == versions[0]
+    assert any_registry.versions("small") == versions
+    assert any_registry.pipelines() == ["small"]
+    any_registry.promote("small", versions[0], "first")
+    any_registry.challenge("small", versions[1], "canary", "perhaps", share=0.2)
+    any_registry.promote("small", versions[1], "better")
+    assert load_bundle(any_registry.path("small", versions[1]), pipeline).version == versions[1]
+    assert any_registry.rollback("small", "worse") == versions[0]
+    assert [change.action for change in any_registry.history("small")] == [
+        "promote",
+        "challenge",
+        "promote",
+        "rollback",
+    ]
+    with pytest.raises(RegistryError, match="no version"):
+        any_registry.path("small", "20260101T000000-abcdef")
+
+
+def test_a_bundle_that_was_half_uploaded_to_a_url_is_not_there(make_bundle, tmp_path):
+    """Its manifest comes last; publishing again completes it."""
+    url = f"memory://{uuid.uuid4().hex}"
+    registry, bundle = Registry(url, cache=tmp_path / "cache"), make_bundle()
+    files = fsspec.filesystem("memory")
+    files.pipe_file(f"{url}/small/versions/{bundle.version}/bundle.json", b"{}")
+    assert registry.versions("small") == []
+    with pytest.raises(RegistryError, match="no version"):
+        registry.path("small", bundle.version)
+    assert registry.publish(bundle.folder) == bundle.version
+    assert registry.verify("small", bundle.version) == bundle.info
+
+
+def test_a_url_of_no_known_kind_is_refused_by_name():
+    """With what was expected."""
+    with pytest.raises(RegistryError, match="nothing://x"):
+        Registry("nothing://x")
 
 
 def test_publishing_again_changes_nothing(registry, make_bundle):
@@ -102,33 +152,82 @@ def test_history_tells_everything(registry, publish):
     registry.rollback("small", "drifted")
     told = [(c.action, c.from_, c.to, c.why) for c in registry.history("small")]
     assert told == [("promote", None, a, "first"), ("promote", a, b, "better"), ("rollback", b, a, "drifted")]
-    pointer = registry.pointer("small")
-    assert (pointer.version, pointer.since, pointer.why) == (a, registry.history("small")[-1].at, "drifted")
+    now = registry.pointers("small")
+    assert (now.champion, now.since, now.why) == (a, registry.history("small")[-1].at, "drifted")
 
 
-def test_a_history_line_cut_short_spoils_no_other(registry, publish):
-    """A crash in the middle of an append loses that line only, before and after the next change."""
+def test_of_two_writers_at_one_moment_none_is_lost(registry, publish):
+    """Eight processes promote at once: every change has a number of its own and follows the one before."""
+    versions = [publish(n) for n in range(1, 4)]
+    registry.promote("small", versions[0], "start")
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_promote_some, args=(registry.root, versions, seed)) for seed in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    history = registry.history("small")
+    assert [change.seq for change in history] == list(range(1, len(history) + 1))
+    assert sum(change.why.startswith("mine") for change in history) == len(history) - 1
+    for before, after in itertools.pairwise(history):
+        assert after.from_ == before.champion
+
+
+def _promote_some(root: Path, versions: list[str], seed: int) -> None:
+    registry, rng = Registry(root), random.Random(seed)
+    for n in range(10):
+        registry.promote("small", rng.choice(versions), f"mine {seed} {n}")
+
+
+def test_a_challenger_is_named_beside_the_champion_until_it_is_promoted_or_withdrawn(registry, publish):
+    """Shadow, then canary, then champion; another one is withdrawn, a third by rolling back."""
     a, b, c = publish(1), publish(2), publish(3)
-    registry.promote("small", a, "")
-    registry.promote("small", b, "")
-    file = registry.root / "small" / "history.jsonl"
-    file.write_bytes(file.read_bytes() + b'{"at":"2026-01-01T00:0')
-    assert [x.to for x in registry.history("small")] == [a, b]
-    registry.promote("small", c, "")
-    assert [x.to for x in registry.history("small")] == [a, b, c]
-    assert registry.rollback("small", "") == b
+    registry.promote("small", a, "first")
+    registry.challenge("small", b, "shadow", "looks better", by="loop", figures={"ap": 0.5})
+    shadow = registry.pointers("small").challenger
+    assert (shadow.version, shadow.stage, shadow.share) == (b, "shadow", 0.0)
+    assert registry.champion("small") == a
+    registry.challenge("small", b, "canary", "no worse", share=0.1)
+    assert registry.pointers("small").challenger.share == 0.1
+    registry.promote("small", b, "better")
+    assert registry.pointers("small").challenger is None
+    registry.challenge("small", c, "shadow", "next")
+    assert registry.withdraw("small", "too many alerts") == c
+    assert registry.withdraw("small", "again") is None
+    registry.challenge("small", c, "shadow", "once more")
+    assert registry.rollback("small", "both are bad") == a
+    assert registry.pointers("small").challenger is None
+    told = [(x.action, x.from_, x.to) for x in registry.history("small")]
+    assert told == [
+        ("promote", None, a), ("challenge", a, b), ("challenge", a, b), ("promote", a, b), ("challenge", b, c),
+        ("withdraw", c, b), ("challenge", b, c), ("rollback", b, a),
+    ]  # fmt: skip
+    assert registry.history("small")[1].figures == {"ap": 0.5}
+    assert registry.history("small")[1].by == "loop"
 
 
-def test_a_promotion_that_died_before_the_pointer_moved_does_not_mislead_rollback(registry, publish):
-    """History says c, the pointer says b: b is the champion, and rollback goes to a."""
-    a, b, c = publish(1), publish(2), publish(3)
+@pytest.mark.parametrize(("stage", "share"), [("shadow", 0.1), ("canary", 0.0), ("canary", 1.0)])
+def test_a_share_that_makes_no_sense_is_refused(registry, publish, stage, share):
+    """A shadow decides nothing; a canary for some entities, neither for none nor for all."""
+    a, b = publish(1), publish(2)
     registry.promote("small", a, "")
-    registry.promote("small", b, "")
-    pointer = (registry.root / "small" / "champion.json").read_bytes()
-    registry.promote("small", c, "")
-    (registry.root / "small" / "champion.json").write_bytes(pointer)
+    with pytest.raises(RegistryError, match=f"{stage} with share"):
+        registry.challenge("small", b, stage, "", share=share)
+    with pytest.raises(RegistryError, match="another version"):
+        registry.challenge("small", a, "shadow", "")
+
+
+def test_a_registry_of_an_earlier_release_is_read_on(registry, publish):
+    """Its champion is where the first change starts from."""
+    a, b = publish(1), publish(2)
+    told = {"version": a, "since": "2026-01-01T00:00:00.000Z", "why": "before"}
+    (Path(registry.root) / "small" / "champion.json").write_text(json.dumps(told))
+    assert registry.champion("small") == a
+    registry.promote("small", b, "now")
+    assert registry.history("small")[0].from_ == a
     assert registry.champion("small") == b
-    assert registry.rollback("small", "") == a
+    assert registry.rollback("small", "back") == a
 
 
 def _promote_for_ever(root: Path, versions: list[str]) -> None:
@@ -183,7 +282,7 @@ def test_a_bundle_in_the_wrong_place_is_found(registry, publish):
         (lambda r: r.promote("small", "../../etc", ""), "version = '../../etc': expected the form"),
         (lambda r: r.versions("../small"), "pipeline = '../small': expected lower-case"),
         (lambda r: r.promote("nobody", "20260101T000000-abcdef", ""), "nobody has no version"),
-        (lambda r: r.rollback("nobody", ""), "nobody is not in"),
+        (lambda r: r.rollback("nobody", ""), "nobody has no champion in"),
         (lambda r: r.rollback("small", ""), "small has no champion"),
     ],
 )
@@ -194,12 +293,12 @@ def test_what_is_not_there_is_refused_by_name(registry, publish, call, message):
         call(registry)
 
 
-def test_an_unreadable_champion_is_an_error_not_a_guess(registry, publish):
-    """A pointer that somebody mangled by hand stops with the file's name."""
+def test_an_unreadable_change_is_an_error_not_a_guess(registry, publish):
+    """A change that somebody mangled by hand stops with the file's name."""
     registry.promote("small", publish(1), "")
-    for text in (b"{}", b"", b'{"version": "\xff", "since": "", "why": ""}'):
-        (registry.root / "small" / "champion.json").write_bytes(text)
-        with pytest.raises(RegistryError, match=r"champion\.json"):
+    for text in (b"{}", b"", b'{"seq": "\xff"}'):
+        (registry.root / "small" / "changes" / "00000001.json").write_bytes(text)
+        with pytest.raises(RegistryError, match=r"00000001\.json"):
             registry.champion("small")
 
 

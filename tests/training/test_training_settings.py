@@ -18,7 +18,7 @@ def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("LEPTON_SETTINGS", str(file))
     settings = load_settings()
     assert settings.kafka_options()["bootstrap_servers"] == ["b:2", "c:3"]
-    assert settings.registry == Path("r")
+    assert settings.registry == "r"
 
 
 def test_a_bad_value_names_variable_value_and_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
