@@ -120,6 +120,7 @@ def _labels(mapped: Mapped, columns: dict[str, pa.Array], good_M: Booleans) -> p
         "event_id": columns[pipeline.pipeline.event_id],
         "label_time": pa.array(arrival_M),
         "fraud": pa.array(np.nan_to_num(verdict_M) > 0),
+        "source": None,
         **{f"profile.{name}": columns.get(profile.key) for name, profile in pipeline.profiles.items()},
         **{f"value.{name}": columns.get(name) for name in pipeline.label_amounts},
     }

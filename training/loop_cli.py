@@ -48,15 +48,15 @@ def rehearse(
     from training.loop.rehearse import Rehearsal  # noqa: PLC0415
     from training.loop.rehearse import rehearse as run  # noqa: PLC0415
     from training.progress import Bars  # noqa: PLC0415
-    from training.replay import load_history  # noqa: PLC0415
+    from training.stored import open_history  # noqa: PLC0415
 
     loaded, spec = setup(settings, pipeline)
     low = parse_time("--start", start)
-    past = load_history(Archive(history, spec))
+    past = open_history(Archive(history, spec))
     with tempfile.TemporaryDirectory(prefix="lepton-rehearsal-") as scratch, Bars() as bars:
         plan = Rehearsal(
             pipeline=spec, start_ms=low, every_ms=parse_duration("--every", every), work=out or Path(scratch),
-            end_ms=int(past.event_time_M.max()) + 1 if end is None else parse_time("--end", end), engine=engine,
+            end_ms=past.end_ms() if end is None else parse_time("--end", end), engine=engine,
             champion=champion(registry or loaded.registry, spec) if from_champion else None, threads=threads,
         )  # fmt: skip
         facts = run(past, plan, bars)

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.pipeline.learning import Source
+from models.pipeline.learning import LabelSource
 from training.archive import milliseconds
-from training.replay import History
+from training.source import Source
 
 __all__ = ["Verdicts", "resolve"]
 
@@ -52,7 +52,7 @@ class Verdicts:
         return np.fromiter((self.weights.get(i, 1.0) for i in event_id), dtype=np.float32, count=len(event_id))
 
 
-def resolve(known: History, sources: dict[str, Source]) -> Verdicts:
+def resolve(known: Source, sources: dict[str, LabelSource]) -> Verdicts:
     """The verdicts of all labels of a history, by the module's rules."""
     if not sources:
         return Verdicts(dict.fromkeys(known.frauds(), (1.0, 0, True, "")), set(), 0)
@@ -67,17 +67,15 @@ def resolve(known: History, sources: dict[str, Source]) -> Verdicts:
     return Verdicts(decided, left_out, sum(len(verdicts) > 1 for verdicts in said.values()))
 
 
-def _labels(known: History) -> Iterator[tuple[str, int, bool, str]]:
-    table = known.labels
-    names = table["source"].to_pylist() if "source" in table.column_names else [None] * len(table)
-    times = milliseconds(table["label_time"]).tolist()
-    for event_id, time_ms, fraud, source in zip(
-        table["event_id"].to_pylist(), times, table["fraud"].to_pylist(), names, strict=True
-    ):
-        yield event_id, time_ms, fraud, source or ""
+def _labels(known: Source) -> Iterator[tuple[str, int, bool, str]]:
+    for block in known.blocks("labels", columns=["event_id", "label_time", "fraud", "source"]):
+        table = block.table
+        columns = (table[name].to_pylist() for name in ("event_id", "fraud", "source"))
+        for event_id, fraud, source, time_ms in zip(*columns, milliseconds(table["label_time"]).tolist(), strict=True):
+            yield event_id, time_ms, fraud, source or ""
 
 
-def _beyond_caps(decided: dict[str, Verdict], kind: bool, sources: dict[str, Source]) -> Iterator[str]:
+def _beyond_caps(decided: dict[str, Verdict], kind: bool, sources: dict[str, LabelSource]) -> Iterator[str]:
     """Events of one kind whose source has decided more than its share of those that remain."""
     of_kind = sorted((verdict[1], i, verdict[3]) for i, verdict in decided.items() if verdict[2] == kind)
     counts = Counter(source for _, _, source in of_kind)

@@ -1,8 +1,8 @@
-"""`[learning]` of a pipeline file: when a new model is trained, on what, and what it must show to be let in."""
+"""`[learning]` of a pipeline file: what a new model is trained on, and what it must show to be let in."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -10,17 +10,15 @@ from msgspec import Meta
 from models.clock import duration_ms
 from models.pipeline.parts import Duration, Part
 
-__all__ = ["Gate", "Learning", "Source"]
+__all__ = ["Gate", "LabelSource", "Learning"]
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-class Source(Part, frozen=True):
+class LabelSource(Part, frozen=True):
     """`[learning.sources.<name>]`: how far verdicts of one source are believed."""
 
-    weight: Annotated[float, Meta(gt=0, le=1)] = (
-        1.0  # of two that differ the heavier counts; also the weight in training
-    )
+    weight: Annotated[float, Meta(gt=0, le=1)] = 1.0  # the heavier of two that differ counts; also in training
     # At most this share of the frauds and of the legitimate verdicts learnt from may come from this source alone; what
     # is above it, the newest first, is left out: a source that is wrong, or bought, moves a model only so far.
     cap: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -40,24 +38,19 @@ class Gate(Part, frozen=True):
 
 
 class Learning(Part, frozen=True):
-    """`[learning]`: the learning loop, `python -m training loop`."""
+    """`[learning]`: a turn of the learning loop."""
 
-    schedule: str = "0 3 * * 1"  # cron, UTC; "" for none
-    on_drift: bool = True
-    frauds: Annotated[int, Meta(ge=0)] = 0  # so many newly matured frauds start a training; 0: they do not
-    pause: Duration = "1d"  # between two trainings, but for those on the schedule or on command
     window: Duration = "28d"  # what is learnt from in full: so long before the newest matured label
     older: Share = 0.1  # of what is older this share is replayed, so that old patterns are not forgotten
-    warm_up: Duration = "60d"  # read before what is learnt from, so that states are what they were
+    # So long before the window is read, so that states are what they were; of a history of many years less than all.
+    # What decays slowly is then a little less than the worker has it.
+    warm_up: Duration = "520w"
     holdout: Duration = "7d"  # the newest matured days, of which
     holdout_share: Annotated[float, Meta(gt=0, lt=1)] = 0.5  # so many entities are held back, to decide by
     epochs: Annotated[int, Meta(ge=1, le=100)] = 3
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 4e-3
     events: Annotated[int, Meta(ge=1000)] = 150_000  # legitimate events learnt from, about
-    rollout: Literal["promote", "canary", "shadow"] = "promote"  # what becomes of a challenger that has passed
-    canary: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # share of entities a canary decides for
-    stage: Duration = "1d"  # how long a stage lasts before it is judged
-    sources: dict[str, Source] = msgspec.field(default_factory=dict)
+    sources: dict[str, LabelSource] = msgspec.field(default_factory=dict)
     gate: Gate = msgspec.field(default_factory=Gate)
 
     @property
@@ -71,11 +64,3 @@ class Learning(Part, frozen=True):
     @property
     def holdout_ms(self) -> int:
         return duration_ms(self.holdout)
-
-    @property
-    def pause_ms(self) -> int:
-        return duration_ms(self.pause)
-
-    @property
-    def stage_ms(self) -> int:
-        return duration_ms(self.stage)

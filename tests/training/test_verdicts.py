@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.pipeline.learning import Source
+from models.pipeline.learning import LabelSource
 from models.pipeline.load import load_pipeline
 from training.archive import event_schema, label_schema
 from training.replay import History
@@ -15,7 +15,7 @@ from training.verdicts import Verdicts, resolve
 Row = tuple[str, int, bool, str | None]
 
 
-def judged(rows: list[Row], sources: dict[str, Source]) -> Verdicts:
+def judged(rows: list[Row], sources: dict[str, LabelSource]) -> Verdicts:
     pipeline = load_pipeline("handbook")
     schema = label_schema(pipeline)
     empty = schema.empty_table()
@@ -31,7 +31,7 @@ def judged(rows: list[Row], sources: dict[str, Source]) -> Verdicts:
 
 def test_the_heavier_source_counts_whenever_it_comes_and_of_equal_ones_the_last() -> None:
     """An analyst's word is not undone by a later automatic one; two analysts: the newer."""
-    sources = {"analyst": Source(weight=1.0), "rule": Source(weight=0.3)}
+    sources = {"analyst": LabelSource(weight=1.0), "rule": LabelSource(weight=0.3)}
     found = judged(
         [("a", 1, True, "analyst"), ("a", 2, False, "rule"), ("b", 1, True, "rule"), ("b", 2, False, "analyst"),
          ("c", 1, True, "analyst"), ("c", 2, False, "analyst"), ("d", 1, True, "rule")], sources,
@@ -47,7 +47,7 @@ def test_a_source_decides_at_most_its_share_and_what_came_last_is_left_out() -> 
     """A flood of frauds from one source moves the training set only as far as its cap; the rest is neither kind."""
     rows: list[Row] = [(f"chargeback-{n}", n, True, "chargeback") for n in range(30)]
     rows += [(f"flood-{n}", 100 + n, True, "partner") for n in range(1000)]
-    found = judged(rows, {"partner": Source(weight=0.5, cap=0.25)})
+    found = judged(rows, {"partner": LabelSource(weight=0.5, cap=0.25)})
     kept = [n for n in range(1000) if found.is_fraud([f"flood-{n}"])[0]]
     assert kept == list(range(10))  # 10 of 40 are a quarter
     assert found.is_left_out(["flood-9", "flood-10", "chargeback-3"]).tolist() == [False, True, False]

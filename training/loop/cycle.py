@@ -31,8 +31,7 @@ from training.finetune import Start, new_detector, write_trained
 from training.fit import Recipe, refit, score
 from training.loop.gate import Case, Check, Decision, judge
 from training.loop.material import Held, Material, gather, make_plan
-from training.replay import History
-from training.report_data import field_values
+from training.source import Source
 
 __all__ = ["Outcome", "Turn", "gate_bundle", "train_challenger"]
 
@@ -71,11 +70,11 @@ class Turn:
     engine: EngineName = "auto"
     seed: int = 0
 
-    def run(self, history: History, report: Report | None = None) -> Outcome:
+    def run(self, history: Source, report: Report | None = None) -> Outcome:
         """Train a challenger and put it before the gate. Raises TrainingError with too little to learn from."""
         tell = report or (lambda *_: None)
         began = time.monotonic()
-        plan = make_plan(self.pipeline, int(history.event_time_M.min()), self.end_ms)
+        plan = make_plan(self.pipeline, history.first_event_ms(), self.end_ms)
         material, _ = gather(history, plan, report=lambda done, total: tell("replay", done, total, ""))
         replayed = time.monotonic()
         bundle = train_challenger(self, material, tell)
@@ -86,7 +85,7 @@ class Turn:
         seconds = {"replay": replayed - began, "train": trained - replayed, "gate": time.monotonic() - trained}
         return Outcome(decision, bundle.folder, {name: round(s, 1) for name, s in seconds.items()})
 
-    def _gate(self, history: History, bundle: Bundle, held: Held) -> Decision:
+    def _gate(self, history: Source, bundle: Bundle, held: Held) -> Decision:
         windows = dict(zip(held.part.event_id or (), range(len(held)), strict=True))
         ids = bundle.info.training["golden_events"]
         golden = {i: held.part.encoded.take(slice(windows[i], windows[i] + 1)) for i in ids}
@@ -124,7 +123,7 @@ def train_challenger(turn: Turn, material: Material, report: Report) -> Bundle:
     return write_trained(folder, pipeline, detector, held.part, score_N, material.plan.days, facts)
 
 
-def gate_bundle(turn: Turn, folder: Path, history: History, report: Report | None = None) -> Decision:
+def gate_bundle(turn: Turn, folder: Path, history: Source, report: Report | None = None) -> Decision:
     """Put a bundle that was made elsewhere before the gate. One that cannot be loaded is refused for that reason."""
     tell = report or (lambda *_: None)
     try:
@@ -133,7 +132,7 @@ def gate_bundle(turn: Turn, folder: Path, history: History, report: Report | Non
     except BundleError as error:
         champion = None if turn.champion is None else load_bundle(turn.champion, turn.pipeline).version
         return Decision(champion, folder.name, [Check(error.reason, False, error.detail)])
-    plan = make_plan(turn.pipeline, int(history.event_time_M.min()), turn.end_ms)
+    plan = make_plan(turn.pipeline, history.first_event_ms(), turn.end_ms)
     ids = frozenset(map(str, bundle.info.training.get("golden_events", [])))
     material, golden = gather(history, plan, also=ids, report=lambda done, total: tell("replay", done, total, ""))
     case = Case(
@@ -142,10 +141,22 @@ def gate_bundle(turn: Turn, folder: Path, history: History, report: Report | Non
     return judge(turn.scorer_of(turn.champion), challenger, case, turn.pipeline.learning.gate)
 
 
-def _segments(history: History, held: Held) -> dict[str, list[str | None]]:
+def _segments(history: Source, held: Held) -> dict[str, list[str | None]]:
     """Values of the fields that have few: categories and flags."""
     fields = history.pipeline.of_type(CategoryField) + history.pipeline.of_type(BooleanField)
-    return {name: field_values(history, held.part.event_id or [], held.part.time_N, name) for name in fields}
+    stream, ids = history.pipeline.pipeline, held.part.event_id or []
+    if not fields:
+        return {}
+    values: dict[str, tuple[Any, ...]] = {}
+    wanted = set(ids)
+    for block in history.blocks("events", held.plan.holdout_ms, columns=[stream.event_id, *fields]):
+        rows = zip(*(block.table[name].to_pylist() for name in (stream.event_id, *fields)), strict=True)
+        values |= {event_id: row for event_id, *row in rows if event_id in wanted}
+    return {name: [_text(values[i][n]) for i in ids] for n, name in enumerate(fields)}
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def described(decision: Decision, why: str, end_ms: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from models.hashing import hash_ids
 from models.pipeline.spec import Pipeline
 from training.dataset import Part, sampled
 from training.errors import TrainingError
-from training.replay import History, replay
+from training.replay import replay
+from training.source import Source
 from training.verdicts import Verdicts, resolve
 
 __all__ = ["HELD_BACK", "Held", "Material", "Plan", "gather", "held_back", "make_plan"]
@@ -103,7 +104,7 @@ def held_back(entities: list[str], share: float) -> NDArray[np.bool_]:
     return sampled(hash_ids([f"{HELD_BACK}\0{entity}" for entity in entities]), share, SEED)
 
 
-def gather(history: History, plan: Plan, *, also: frozenset[str] = frozenset(), report: Report | None = None,
+def gather(history: Source, plan: Plan, *, also: frozenset[str] = frozenset(), report: Report | None = None,
            ) -> tuple[Material, dict[str, Encoded]]:  # fmt: skip
     """Replay what was known at the plan's end. also: ids of events whose windows are wanted besides, given back by id.
 
@@ -111,7 +112,7 @@ def gather(history: History, plan: Plan, *, also: frozenset[str] = frozenset(), 
     """
     known = history.known_by(plan.end_ms)
     collector = _Collector(history.pipeline, plan, resolve(known, history.pipeline.learning.sources), known, also)
-    for chunk in replay(known, collector.wanted, report=report):
+    for chunk in replay(known, collector.wanted, report=report, from_ms=plan.from_ms):
         collector.add(chunk.encoded, chunk.batch)
     return collector.material(), collector.extra
 
@@ -119,14 +120,11 @@ def gather(history: History, plan: Plan, *, also: frozenset[str] = frozenset(), 
 class _Collector:
     """Sorts the windows of a replay into what is learnt from and what is held back."""
 
-    def __init__(
-        self, pipeline: Pipeline, plan: Plan, verdicts: Verdicts, known: History, also: frozenset[str]
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, plan: Plan, verdicts: Verdicts, known: Source, also: frozenset[str]) -> None:
         self.plan, self.verdicts, self.also = plan, verdicts, also
         self.older = pipeline.learning.older
-        time_M = known.event_time_M
-        recent = int(((time_M >= plan.window_ms) & (time_M < plan.matured_ms)).sum())
-        older = int((time_M < plan.window_ms).sum()) * self.older
+        recent = known.count_events(plan.window_ms, plan.matured_ms)
+        older = known.count_events(plan.from_ms, plan.window_ms) * self.older
         self.share = min(1.0, pipeline.learning.events / max(recent + older, 1))
         self.train: list[Part] = []
         self.held: list[Part] = []

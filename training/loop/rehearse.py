@@ -26,7 +26,8 @@ from models.scorer import Scorer, load_scorer
 from training.errors import TrainingError
 from training.loop.cycle import Outcome, Turn, described
 from training.metrics import average_precision
-from training.replay import History, replay
+from training.replay import replay
+from training.source import Source
 
 __all__ = ["Rehearsal", "rehearse"]
 
@@ -52,7 +53,7 @@ class Rehearsal:
         return list(range(self.start_ms, self.end_ms, self.every_ms))
 
 
-def rehearse(history: History, plan: Rehearsal, report: Report | None = None) -> dict[str, Any]:
+def rehearse(history: Source, plan: Rehearsal, report: Report | None = None) -> dict[str, Any]:
     """Every step's decision and average precision, frozen and with the loop. Raises TrainingError and BundleError."""
     if plan.end_ms - plan.start_ms < plan.every_ms:
         raise TrainingError(
@@ -72,7 +73,7 @@ def rehearse(history: History, plan: Rehearsal, report: Report | None = None) ->
     return _summary(steps, decisions)
 
 
-def _first(history: History, plan: Rehearsal, registry: Registry, tell: Report) -> str:
+def _first(history: Source, plan: Rehearsal, registry: Registry, tell: Report) -> str:
     folder = plan.champion
     if folder is None:
         folder = _turn(plan, None, plan.start_ms).run(history, tell).bundle
@@ -103,7 +104,7 @@ def _version(plan: Rehearsal, registry: Registry) -> str:
 
 
 def _measure(
-    history: History, plan: Rehearsal, registry: Registry, frozen: str, served: list[str], tell: Report
+    history: Source, plan: Rehearsal, registry: Registry, frozen: str, served: list[str], tell: Report
 ) -> list[dict[str, Any]]:
     """Average precision of each step, by the truth, whenever it arrived."""
     borders = [*plan.steps(), plan.end_ms]

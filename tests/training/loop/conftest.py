@@ -15,7 +15,8 @@ from training.archive import Archive
 from training.history import import_file
 from training.loop.cycle import Turn, train_challenger
 from training.loop.material import Material, gather, make_plan
-from training.replay import History, load_history
+from training.source import Source
+from training.stored import open_history
 from training.tables import Mapped, read_file
 
 LEARNING = """
@@ -44,24 +45,24 @@ def loop_pipeline() -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def world(loop_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> History:
+def world(loop_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Source:
     """Fifty days of payments with their labels."""
     folder = tmp_path_factory.mktemp("loop-world")
     write_file(simulate(seed=3, customers=250, merchants=60, days=50, fraud_share=0.02), folder / "payments.parquet")
     frame = read_file(folder / "payments.parquet")
     import_file(loop_pipeline, folder, Mapped(frame, loop_pipeline, labels="is_fraud", label_time="label_time"))
-    return load_history(Archive(folder, loop_pipeline))
+    return open_history(Archive(folder, loop_pipeline))
 
 
 @pytest.fixture(scope="session")
-def end_ms(world: History) -> int:
+def end_ms(world: Source) -> int:
     """The loop's now: the end of the last day."""
-    return int(world.event_time_M.max()) // DAY_MS * DAY_MS
+    return world.last_clock_ms("events") // DAY_MS * DAY_MS
 
 
 @pytest.fixture(scope="session")
-def material(world: History, loop_pipeline: Pipeline, end_ms: int) -> Material:
-    return gather(world, make_plan(loop_pipeline, int(world.event_time_M.min()), end_ms))[0]
+def material(world: Source, loop_pipeline: Pipeline, end_ms: int) -> Material:
+    return gather(world, make_plan(loop_pipeline, world.first_event_ms(), end_ms))[0]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from training.dataset import Part
 from training.loop.cycle import Turn, gate_bundle, train_challenger
 from training.loop.gate import Decision
 from training.loop.material import Material
-from training.replay import History
+from training.source import Source
 
 
 def silent(*_: object) -> None:
@@ -28,7 +28,7 @@ def silent(*_: object) -> None:
 class Bench:
     """Trains challengers on altered material and puts them before the gate."""
 
-    def __init__(self, pipeline: Pipeline, world: History, material: Material, end_ms: int, folder: Path) -> None:
+    def __init__(self, pipeline: Pipeline, world: Source, material: Material, end_ms: int, folder: Path) -> None:
         self.pipeline, self.world, self.material, self.end_ms, self.folder = pipeline, world, material, end_ms, folder
 
     def train(self, name: str, material: Material, *, start: Path | None = None, hidden: int | None = None) -> Bundle:
@@ -45,7 +45,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(loop_pipeline: Pipeline, world: History, material: Material, end_ms: int, tmp_path: Path) -> Bench:
+def bench(loop_pipeline: Pipeline, world: Source, material: Material, end_ms: int, tmp_path: Path) -> Bench:
     return Bench(loop_pipeline, world, material, end_ms, tmp_path)
 
 
