@@ -42,6 +42,8 @@ app = App(name="python -m training", help="Learn from history and delayed labels
 app.command("training.learn_cli:pretrain", name="pretrain")
 app.command("training.learn_cli:labels_curve", name="labels-curve")
 app.command("training.loop_cli:rehearse", name="rehearse")
+app.command("training.loop_cli:gate", name="gate")
+app.command("training.loop_cli:backtest", name="backtest")
 
 AGREEMENT = 1e-5  # of scores; as far as machines and torch builds may round apart
 

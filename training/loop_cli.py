@@ -1,10 +1,11 @@
-"""`python -m training loop`; `training.cli` mounts it."""
+"""`python -m training rehearse`, `gate` and `backtest`; `training.cli` mounts them."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -23,7 +24,12 @@ from training.commandline import (
     show,
 )
 
-__all__ = ["rehearse"]
+if TYPE_CHECKING:
+    from training.loop.gate import Decision
+
+__all__ = ["backtest", "gate", "rehearse"]
+
+REFUSED = 3  # exit code
 
 
 def rehearse(
@@ -64,6 +70,82 @@ def rehearse(
         show(facts, as_json)
     else:
         _print(facts)
+
+
+def gate(
+    bundle: Annotated[Path, Parameter(help="Folder of the challenger's bundle.")],
+    *,
+    end: Annotated[str | None, Parameter(help="As of this ISO-8601 time; else the history's end.")] = None,
+    against: Annotated[Path | None, Parameter(help="Folder of the bundle to beat; else the champion.")] = None,
+    pipeline: PipelineOption = None,
+    history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
+    engine: Annotated[EngineName, Parameter(help="That scores.")] = "auto",
+    registry: RegistryOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a bundle before the gate: would it be let in? Exit code 3 when it is refused."""
+    from training.archive import Archive  # noqa: PLC0415, torch and pyarrow take seconds to import
+    from training.loop.cycle import Turn, described, gate_bundle  # noqa: PLC0415
+    from training.progress import Bars  # noqa: PLC0415
+    from training.stored import open_history  # noqa: PLC0415
+
+    loaded, spec = setup(settings, pipeline)
+    past = open_history(Archive(history, spec))
+    now_ms = past.end_ms() if end is None else parse_time("--end", end)
+    beaten = against or champion(registry or loaded.registry, spec)
+    with tempfile.TemporaryDirectory(prefix="lepton-gate-") as scratch, Bars() as bars:
+        decision = gate_bundle(Turn(spec, beaten, now_ms, Path(scratch), engine=engine), bundle, past, bars)
+    if as_json:
+        show(described(decision, "by hand", now_ms), as_json)
+    else:
+        _print_checks(decision)
+    if decision.reason is not None:
+        sys.exit(REFUSED)
+
+
+def backtest(
+    first: Annotated[Path, Parameter(help="Folder of a bundle.")],
+    second: Annotated[Path, Parameter(help="Folder of the bundle that would take its place.")],
+    *,
+    start: Annotated[str, Parameter(help="ISO-8601; the first event time.")],
+    end: Annotated[str, Parameter(help="ISO-8601; the first event time no longer.")],
+    threshold: Annotated[float | None, Parameter(help="Of the second; else its own.")] = None,
+    amount: Annotated[str | None, Parameter(help="The number field that says what a fraud costs.")] = None,
+    changes: Annotated[Path | None, Parameter(help="Write the alerts that appear or vanish here, JSONL.")] = None,
+    pipeline: PipelineOption = None,
+    history: Annotated[Path, Parameter(help="Folder of histories.")] = Path("artifacts/history"),
+    engine: Annotated[EngineName, Parameter(help="That scores.")] = "native",
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which alerts would appear and which vanish, had another model scored a stretch of history; and their worth."""
+    from models.scorer import load_scorer  # noqa: PLC0415, engines and pyarrow take seconds to import
+    from training.archive import Archive  # noqa: PLC0415
+    from training.backtest import Backtest  # noqa: PLC0415
+    from training.backtest import backtest as run  # noqa: PLC0415
+    from training.progress import Bars  # noqa: PLC0415
+    from training.stored import open_history  # noqa: PLC0415
+
+    _, spec = setup(settings, pipeline)
+    what = Backtest(
+        start_ms=parse_time("--start", start), end_ms=parse_time("--end", end), thresholds=(None, threshold),
+        amount=amount,
+    )  # fmt: skip
+    one, other = (load_scorer(folder, spec, engine) for folder in (first, second))
+    past = open_history(Archive(history, spec))
+    with Bars() as bars:
+        facts = run(past, one, other, what, changes=changes, report=lambda done, total: bars("replay", done, total))
+    show(facts, as_json)
+
+
+def _print_checks(decision: Decision) -> None:
+    table = Table("check", "", "found", box=None)
+    for check in decision.checks:
+        table.add_row(check.name, "ok" if check.ok else "refused", check.detail)
+    console = Console()
+    console.print(table)
+    console.print(f"{decision.challenger}: {'let in' if decision.reason is None else f'refused for {decision.reason}'}")
 
 
 def _print(facts: dict[str, Any]) -> None:

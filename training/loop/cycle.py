@@ -33,7 +33,7 @@ from training.loop.gate import Case, Check, Decision, judge
 from training.loop.material import Held, Material, gather, make_plan
 from training.source import Source
 
-__all__ = ["Outcome", "Turn", "gate_bundle", "train_challenger"]
+__all__ = ["Outcome", "Turn", "described", "gate_bundle", "train_challenger"]
 
 FIRST_EPOCHS = 6  # without a champion to start from
 # of the weights' average: a fine-tuning takes few steps, and an average over more than those stays where it began

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.clock import DAY_MS
-from models.pipeline.load import parse_pipeline
+from models.pipeline.load import load_pipeline
 from models.pipeline.spec import Pipeline
 from models.samples import write_file
 from models.simulate import simulate
@@ -37,17 +37,29 @@ def silent(*_: object) -> None:
 
 
 @pytest.fixture(scope="session")
-def loop_pipeline() -> Pipeline:
+def loop_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Payments, learning quickly, with a small detector."""
     text = (Path(__file__).parents[3] / "models/pipelines/payments.toml").read_text(encoding="utf-8")
     lines = ["hidden = 12" if line.startswith("hidden") else line for line in text.splitlines()]
-    return parse_pipeline("\n".join(lines) + LEARNING, "loop.toml")
+    path = tmp_path_factory.mktemp("loop") / "loop.toml"
+    path.write_text("\n".join(lines) + LEARNING, encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
-def world(loop_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def loop_pipeline(loop_file: Path) -> Pipeline:
+    return load_pipeline(loop_file)
+
+
+@pytest.fixture(scope="session")
+def history_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("loop-world")
+
+
+@pytest.fixture(scope="session")
+def world(loop_pipeline: Pipeline, history_root: Path) -> Source:
     """Fifty days of payments with their labels."""
-    folder = tmp_path_factory.mktemp("loop-world")
+    folder = history_root
     write_file(simulate(seed=3, customers=250, merchants=60, days=50, fraud_share=0.02), folder / "payments.parquet")
     frame = read_file(folder / "payments.parquet")
     import_file(loop_pipeline, folder, Mapped(frame, loop_pipeline, labels="is_fraud", label_time="label_time"))
