@@ -1,14 +1,16 @@
-"""The history on disk: events and labels of one pipeline as partitioned Parquet, each row exactly once.
+"""The history on disk: events, labels and scores of one pipeline as partitioned Parquet, each row exactly once.
 
     <root>/<pipeline>/events/date=2026-03-01/part-<partition>-<first offset>-<last offset>.parquet
     <root>/<pipeline>/labels/date=…            (the day a label arrived)
+    <root>/<pipeline>/scores/date=…            (the day of the event that was scored)
     <root>/<pipeline>/progress.json            (next offset of each topic partition, rows skipped and why)
 
 Columns of events: `_partition`, `_offset`, `_append_time`, then the pipeline's fields by name, positions as
 two columns. Identifiers and categories are kept as their canonical text, numbers as the float32 the worker
 sees, times in UTC. Columns of labels: the same three, `event_id`, `label_time`, `fraud`, `source`, `profile.<name>`,
 the key under which each shared profile learns of the label, and `value.<field>`, the amount that verdicts are compared
-by, as float64. A column that older parts lack reads as null.
+by, as float64. Columns of scores: the same three, and what the worker published. A column that older parts lack reads
+as null.
 
 What a crash costs, in the order of `Archive.append`:
 
@@ -42,11 +44,22 @@ from training.clock_days import ClockDays, offsets_of
 from training.errors import HistoryError
 
 __all__ = [
-    "APPEND_TIME", "OFFSET", "PARTITION", "Archive", "Kind", "Progress", "Rows", "event_schema", "label_schema",
+    "APPEND_TIME",
+    "KINDS",
+    "OFFSET",
+    "PARTITION",
+    "Archive",
+    "Kind",
+    "Progress",
+    "Rows",
+    "event_schema",
+    "label_schema",
     "milliseconds",
+    "schemas",
 ]  # fmt: skip
 
-Kind = Literal["events", "labels"]
+Kind = Literal["events", "labels", "scores"]
+KINDS: tuple[Kind, ...] = ("events", "labels", "scores")
 # Field names begin with a letter, so these cannot meet one.
 PARTITION, OFFSET, APPEND_TIME = "_partition", "_offset", "_append_time"
 SOURCE = [(PARTITION, pa.int32()), (OFFSET, pa.int64()), (APPEND_TIME, pa.timestamp("ms", tz="UTC"))]
@@ -59,8 +72,12 @@ class Progress(msgspec.Struct):
     """What is on disk. next_offset: by kind and partition; skipped: bad records by reason code."""
 
     format: int = FORMAT
-    next_offset: dict[str, dict[int, int]] = msgspec.field(default_factory=lambda: {"events": {}, "labels": {}})
+    next_offset: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
     skipped: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind in KINDS:  # an earlier release kept no scores
+            self.next_offset.setdefault(kind, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +119,28 @@ def label_schema(pipeline: Pipeline) -> pa.Schema:
     return pa.schema([*columns, *((f"value.{name}", pa.float64()) for name in pipeline.label_amounts)])
 
 
+def score_schema() -> pa.Schema:
+    """Columns of scores: see the module's docstring."""
+    columns = [("event_id", pa.string()), ("entity", pa.string()), ("event_time", pa.timestamp("ms", tz="UTC"))]
+    columns += [("score", pa.float32()), ("probability", pa.float32()), ("alert", pa.bool_()), ("model", pa.string())]
+    return pa.schema([*SOURCE, *columns])
+
+
+def schemas(pipeline: Pipeline) -> dict[Kind, pa.Schema]:
+    """Of every kind of rows."""
+    return {"events": event_schema(pipeline), "labels": label_schema(pipeline), "scores": score_schema()}
+
+
 class Archive:
     """One pipeline's history below `root`."""
 
     def __init__(self, root: Path, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.folder = root / pipeline.name
-        self.schemas: dict[Kind, pa.Schema] = {"events": event_schema(pipeline), "labels": label_schema(pipeline)}
-        self.time_columns: dict[Kind, str] = {"events": pipeline.pipeline.time, "labels": "label_time"}
+        self.schemas = schemas(pipeline)
+        self.time_columns: dict[Kind, str] = {
+            "events": pipeline.pipeline.time, "labels": "label_time", "scores": "event_time"
+        }  # fmt: skip
 
     def progress(self) -> Progress:
         """How far the history reaches; an empty one where there is none. Raises HistoryError."""

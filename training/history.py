@@ -1,6 +1,6 @@
 """Kafka topics or a file to the history on disk, resumably.
 
-A consumer without a group reads `<pipeline>.events` and `<pipeline>.labels` from where the history ends;
+A consumer without a group reads `<pipeline>.events`, `.labels` and `.scores` from where the history ends;
 the history itself is the position, so nothing is committed to the broker and nobody else's offsets move.
 A file takes the same road: its rows are encoded as the topics would carry them, then decoded and checked, so
 an imported history equals one that was streamed (as one partition, in event time order).
@@ -23,7 +23,7 @@ from kafka.errors import KafkaError
 
 from models.codec import Codec
 from models.pipeline.spec import Pipeline
-from training.archive import Archive, Kind, Progress, Rows
+from training.archive import KINDS, Archive, Kind, Progress, Rows
 from training.broker import no_broker, open_consumer
 from training.errors import HistoryError
 from training.rows import Records, RowMaker
@@ -32,7 +32,6 @@ from training.tables import Mapped
 
 __all__ = ["Collected", "collect", "import_file"]
 
-KINDS: tuple[Kind, ...] = ("events", "labels")
 POLL_MS = 200
 FLUSH_ROWS = 100_000  # a part of some megabytes: small enough to hold, large enough to read fast
 FLUSH_S = 60.0  # what a crash repeats on a quiet topic
@@ -109,7 +108,7 @@ class _Collector:
     def __init__(self, consumer: Any, archive: Archive, progress: Progress, maker: RowMaker, report: Report) -> None:
         self.consumer, self.archive, self.progress, self.maker, self.report = consumer, archive, progress, maker, report
         self.result = Collected()
-        self.waiting: dict[Kind, list[Rows]] = {"events": [], "labels": []}
+        self.waiting: dict[Kind, list[Rows]] = {kind: [] for kind in KINDS}
         self.kinds: dict[TopicPartition, Kind] = {}
         self.next_offset: dict[TopicPartition, int] = {}
 
@@ -172,7 +171,7 @@ class _Collector:
             batches = _joined(self.waiting[kind])
             self.result.rows[kind] += self.archive.append(kind, batches, self.progress)
             self.waiting[kind] = []
-        self.report(f"{self.result.rows['events']:,} events, {self.result.rows['labels']:,} labels")
+        self.report(", ".join(f"{count:,} {kind}" for kind, count in self.result.rows.items()))
 
 
 def _joined(batches: list[Rows]) -> list[Rows]:

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from models.clock import from_iso
 from models.codec import Codec
 from models.columns import identifier
 from models.events import EventBatch
+from models.messages import decode_score
 from models.pipeline.spec import BooleanField, Pipeline
-from training.archive import APPEND_TIME, OFFSET, PARTITION, Kind, Rows, event_schema, label_schema
+from training.archive import APPEND_TIME, OFFSET, PARTITION, Kind, Rows, schemas
 
 __all__ = ["Records", "RowMaker"]
 
@@ -41,12 +44,13 @@ class RowMaker:
         self.pipeline = pipeline
         self.codec = Codec(pipeline)
         self.layout = self.codec.layout
-        self.schemas: dict[Kind, pa.Schema] = {"events": event_schema(pipeline), "labels": label_schema(pipeline)}
+        self.schemas = schemas(pipeline)
         self.skipped: Counter[str] = Counter()
 
     def rows(self, kind: Kind, records: Records) -> Rows:
         """The rows of these records in the kind's schema."""
-        columns, good = self._events(records) if kind == "events" else self._labels(records)
+        make = {"events": self._events, "labels": self._labels, "scores": self._scores}[kind]
+        columns, good = make(records)
         columns[PARTITION] = np.full(len(good), records.partition, dtype=np.int32)
         columns[OFFSET] = records.offset_M[good]
         columns[APPEND_TIME] = records.append_M[good]
@@ -84,6 +88,20 @@ class RowMaker:
         columns |= {f"profile.{name}": keys for name, keys in batch.profile_keys.items()}
         columns |= {f"value.{name}": amount_M for name, amount_M in batch.amounts.items()}
         return columns, decoded.good
+
+    def _scores(self, records: Records) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        scores, good = [], []
+        for i, value in enumerate(records.values):
+            try:
+                score = decode_score(value or b"")
+                scores.append((score, from_iso(score.event_time)))
+            except (msgspec.MsgspecError, ValueError):
+                self.skipped["score.format"] += 1
+            else:
+                good.append(i)
+        names = ("event_id", "entity", "score", "probability", "alert", "model")
+        columns: dict[str, Any] = {name: [getattr(score, name) for score, _ in scores] for name in names}
+        return columns | {"event_time": [time_ms for _, time_ms in scores]}, np.array(good, dtype=np.int64)
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

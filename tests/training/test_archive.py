@@ -139,7 +139,7 @@ def test_a_file_imports_in_event_time_order_with_its_labels(tmp_path: Path, suff
         read_file(file), pipeline, labels="is_fraud", label_delay_ms=DAY_MS, columns={"tx": "transaction_id"}
     )
     result = import_file(pipeline, tmp_path / "history", mapped)
-    assert result.rows == {"events": 3, "labels": 2}
+    assert result.rows == {"events": 3, "labels": 2, "scores": 0}
     assert result.skipped == {}
     archive = Archive(tmp_path / "history", pipeline)
     events, labels = archive.read("events"), archive.read("labels")

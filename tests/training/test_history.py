@@ -8,9 +8,10 @@ import msgspec
 import pytest
 from kafka import KafkaProducer
 
-from models.clock import DAY_MS, from_iso
+from models.clock import DAY_MS, from_iso, to_iso
 from models.codec import Codec
 from models.errors import RegistryError
+from models.messages import Score, encode
 from models.pipeline.spec import Pipeline
 from stream.kafka import ensure_topics
 from stream.local import LocalServices
@@ -33,7 +34,7 @@ def broker(settings: WorkerSettings, pipeline: Pipeline, services: LocalServices
 
 
 def produce(settings: Settings, pipeline: Pipeline, numbers: range) -> None:
-    """Payments of five cards with their labels, and one undecodable record among them."""
+    """Payments of five cards with their labels and scores, and one undecodable record among each but the labels."""
     codec = Codec(pipeline)
     producer = KafkaProducer(**settings.kafka_options(), linger_ms=20)
     for n in numbers:
@@ -44,7 +45,11 @@ def produce(settings: Settings, pipeline: Pipeline, numbers: range) -> None:
         producer.send(pipeline.topic("events"), key=card.encode(), value=event)
         label = codec.encode_label(f"t{n}", time + DAY_MS, n % 7 == 0, {"merchant_id": "m"})
         producer.send(pipeline.topic("labels"), key=f"t{n}".encode(), value=label)
-    producer.send(pipeline.topic("events"), key=b"c", value=b"not json")
+        score = Score(pipeline=pipeline.name, event_id=f"t{n}", entity=card, event_time=to_iso(time), score=n / 100,
+                      probability=n / 200, alert=n % 9 == 0, model="20260301T000000-abcdef")  # fmt: skip
+        producer.send(pipeline.topic("scores"), key=card.encode(), value=encode(score))
+    for kind in ("events", "scores"):
+        producer.send(pipeline.topic(kind), key=b"c", value=b"not json")
     producer.flush()
     producer.close()
 
@@ -53,12 +58,12 @@ def test_collecting_resumes_where_it_ended(tmp_path: Path, broker: Settings, pip
     """Two runs hold each record once, in offset order, and a run with nothing new adds nothing."""
     produce(broker, pipeline, range(60))
     first = collect(broker, pipeline, tmp_path, until_idle_s=1.0)
-    assert first.rows == {"events": 60, "labels": 60}
-    assert first.skipped == {"json": 1}
+    assert first.rows == {"events": 60, "labels": 60, "scores": 60}
+    assert first.skipped == {"json": 1, "score.format": 1}
     produce(broker, pipeline, range(60, 100))
     second = collect(broker, pipeline, tmp_path, until_idle_s=1.0)
-    assert second.rows == {"events": 40, "labels": 40}
-    assert collect(broker, pipeline, tmp_path, until_idle_s=0.5).rows == {"events": 0, "labels": 0}
+    assert second.rows == {"events": 40, "labels": 40, "scores": 40}
+    assert collect(broker, pipeline, tmp_path, until_idle_s=0.5).rows == {"events": 0, "labels": 0, "scores": 0}
 
     archive = Archive(tmp_path, pipeline)
     events, labels = archive.read("events"), archive.read("labels")
@@ -66,7 +71,12 @@ def test_collecting_resumes_where_it_ended(tmp_path: Path, broker: Settings, pip
     assert sorted(labels["event_id"].to_pylist()) == sorted(f"t{n}" for n in range(100))
     at = list(zip(events[PARTITION].to_pylist(), events[OFFSET].to_pylist(), strict=True))
     assert at == sorted(set(at))
-    assert archive.progress().skipped == {"json": 2}
+    scores = archive.read("scores").to_pylist()
+    assert sorted(row["event_id"] for row in scores) == sorted(f"t{n}" for n in range(100))
+    row = next(row for row in scores if row["event_id"] == "t45")
+    assert (row["entity"], row["alert"], row["model"]) == ("c0", True, "20260301T000000-abcdef")
+    assert (row["score"], row["probability"]) == (pytest.approx(0.45), pytest.approx(0.225))
+    assert archive.progress().skipped == {"json": 2, "score.format": 2}
     assert (tmp_path / pipeline.name / "events" / "date=2026-03-01").is_dir()
 
 
