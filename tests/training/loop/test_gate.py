@@ -37,10 +37,12 @@ class Bench:
             pipeline = msgspec.structs.replace(
                 pipeline, detector=msgspec.structs.replace(pipeline.detector, hidden=hidden)
             )
-        return train_challenger(Turn(pipeline, start, self.end_ms, self.folder / name, threads=1), material, silent)
+        return train_challenger(
+            Turn(pipeline, start, self.end_ms, self.folder / name, threads=1, engine="native"), material, silent
+        )
 
     def judge(self, champion: Path | None, challenger: Path) -> Decision:
-        turn = Turn(self.pipeline, champion, self.end_ms, self.folder, threads=1)
+        turn = Turn(self.pipeline, champion, self.end_ms, self.folder, threads=1, engine="native")
         return gate_bundle(turn, challenger, self.world)
 
 

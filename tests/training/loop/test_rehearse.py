@@ -25,7 +25,8 @@ def test_a_rehearsal_trains_at_each_step_on_what_was_known_and_keeps_every_decis
     """The loop's average precision is the frozen one's until something was let in; the registry tells the same."""
     start_ms = end_ms - 16 * DAY_MS
     plan = Rehearsal(
-        pipeline=loop_pipeline, start_ms=start_ms, end_ms=end_ms, every_ms=8 * DAY_MS, work=tmp_path, threads=1
+        pipeline=loop_pipeline, start_ms=start_ms, end_ms=end_ms, every_ms=8 * DAY_MS, work=tmp_path, threads=1,
+        engine="native",
     )  # fmt: skip
     facts = rehearse(world, plan)
     assert [from_iso(step["from"]) for step in facts["steps"]] == [start_ms, start_ms + 8 * DAY_MS]
@@ -83,7 +84,7 @@ def test_the_gate_as_a_command_says_why_and_exits_with_three(
     with pytest.raises(SystemExit) as stop:
         app(
             ["gate", str(champion), "--against", str(champion), "--pipeline", str(loop_file), "--history",
-             str(history_root), "--end", "2026-02-19", "--json"], result_action="return_value",
+             str(history_root), "--end", "2026-02-19", "--engine", "native", "--json"], result_action="return_value",
         )  # fmt: skip
     assert stop.value.code == 3
     told = json.loads(capsys.readouterr().out)
