@@ -3,9 +3,9 @@
 Each check has a name, which is the reason of a refusal:
 
     overlap            it has learnt from what it would be judged by
-    features           windows it was made with are not what the feature path gives for those events: stale, or other
-    leak               an input tells the verdict by itself, which no input can at the time of the event
     frauds             too few held-back frauds to compare by
+    leak               an input tells the verdict by itself, which no input can at the time of the event
+    features           windows it was made with are not what the feature path gives for those events: stale, or other
     average_precision  not better: the paired bootstrap, over entities, is not sure enough
     recall, precision  at the alert budget: lost more than is allowed
     segment            average precision within a value of a category or flag: lost more than is allowed, surely
@@ -94,7 +94,7 @@ def judge(champion: Scorer | None, challenger: Scorer, case: Case, gate: Gate) -
     """Put all checks. Scores all held-back events with both."""
     scores = {s.version: s.score(case.held.part.encoded) for s in (champion, challenger) if s is not None}
     new, old = scores[challenger.version], scores[champion.version] if champion else None
-    checks = [_overlap(challenger, case), *_evidence(challenger, case, gate), _frauds(case, gate)]
+    checks = [_overlap(challenger, case), _frauds(case, gate), *_evidence(challenger, case, gate)]
     checks += [_better(new, old, case, gate), *_at_budget(new, old, case, gate), *_segments(new, old, case, gate)]
     checks += [_calibration(new, old, case, gate), _alert_rate(challenger, new, case, gate)]
     checks.append(_latency(champion, challenger, case, gate))

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from models.bundle import Bundle
+from models.pipeline.learning import Gate
 from models.pipeline.spec import Pipeline
 from training.dataset import Part
 from training.loop.cycle import Turn, gate_bundle, train_challenger
@@ -141,3 +142,12 @@ def test_a_model_that_has_learnt_from_what_it_would_be_judged_by_is_refused_for_
     plan = replace(material.plan, share=0.25)
     bad = bench.train("overlap", replace(material, plan=plan, held=replace(material.held, plan=plan)))
     assert bench.judge(champion, bad.folder).reason == "overlap"
+
+
+def test_with_too_few_held_back_frauds_nothing_is_decided(bench, champion, loop_pipeline):
+    """Whatever chance makes of the other figures."""
+    strict = msgspec.structs.replace(loop_pipeline.learning, gate=Gate(frauds=100_000))
+    bench.pipeline = msgspec.structs.replace(loop_pipeline, learning=strict)
+    decision = bench.judge(champion, champion)
+    assert decision.reason == "frauds"
+    assert "expected at least 100000" in decision.detail
