@@ -37,7 +37,8 @@ TOPIC_RETRY_S = 5.0
 
 
 class Champion:
-    """`scorer` is the model in use, None until the first one was loaded."""
+    """`scorer` is the model in use, None until the first one was loaded. The one before it stays loaded: whoever rolls
+    back is in a hurry."""
 
     def __init__(self, settings: Settings, pipeline: Pipeline, blocking: Callable[..., Awaitable[Any]]) -> None:
         self._settings, self._pipeline, self._blocking = settings, pipeline, blocking
@@ -48,6 +49,7 @@ class Champion:
         self._refused: str | None = None
         self._asked = False  # for a first model
         self.scorer: Scorer | None = None
+        self._before: Scorer | None = None
 
     async def ready(self) -> None:
         """Wait for the first model."""
@@ -75,7 +77,8 @@ class Champion:
                             expected="a promoted version: python -m training promote")  # fmt: skip
             if version is None or version == self._refused or (self.scorer and self.scorer.version == version):
                 return
-            scorer = await self._blocking(self._load, version)
+            kept = self._before if self._before is not None and self._before.version == version else None
+            scorer = kept or await self._blocking(self._load, version)
         except BundleError as error:
             self._refuse(version, error.reason, str(error))
         except (LeptonError, OSError) as error:
@@ -89,7 +92,7 @@ class Champion:
 
     def _swap(self, scorer: Scorer, seconds: float) -> None:
         name, old = self._pipeline.name, self.scorer
-        self.scorer = scorer  # the next batch takes it
+        self._before, self.scorer = old, scorer  # the next batch takes it
         self._first.set()
         if old is not None:
             metrics.MODEL.remove_by_labels({"pipeline": name, "version": old.version})
