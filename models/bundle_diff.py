@@ -19,8 +19,8 @@ PASSED_OVER = ("golden_events", "golden_frauds", "loss")  # lists nobody reads s
 def diff(first: Path, second: Path) -> dict[str, Any]:
     """JSON values: `facts` that differ, by dotted name, as (first, second); `weights` by tensor. Raises BundleError.
 
-    Of a weight: the largest and the mean change, and the cosine between both (1 for the same direction); None where the
-    tensor is in one of them only, or has another shape.
+    Of a weight: the largest and the mean change, and the cosine between both (1 for the same direction, 0 where only one is all
+    zeros); None where the tensor is in one of them only, or has another shape.
     """
     sides = [dict(_flat("", msgspec.to_builtins(read_info(folder)))) for folder in (first, second)]
     names = [name for name in {**sides[0], **sides[1]} if name.rsplit(".", 1)[-1] not in PASSED_OVER]
@@ -37,7 +37,7 @@ def _moved(first: Any, second: Any) -> dict[str, float] | None:
     both = float(np.linalg.norm(a) * np.linalg.norm(b))
     change = np.abs(b - a)
     return {"largest": float(change.max(initial=0.0)), "mean": float(change.mean()) if len(change) else 0.0,
-            "cosine": float(a @ b / both) if both else 1.0}  # fmt: skip
+            "cosine": float(a @ b / both) if both else float(not change.any())}  # fmt: skip
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:

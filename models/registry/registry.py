@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from models.bundle import BundleInfo, read_info
+from models.bundle import MANIFEST, BundleInfo, read_info
 from models.clock import now_ms, to_iso
 from models.errors import RegistryError
 from models.registry.changes import Action, Challenger, Change, Pointers, Stage
 from models.registry.storage import storage_of
-from models.signing import Keys, sign
+from models.signing import SIGNATURE, Keys, sign
 
 __all__ = ["Registry"]
 
@@ -54,17 +55,25 @@ class Registry:
         has signed it; RegistryError when another bundle has this version.
         """
         if key is not None:
+            read_info(bundle_folder)  # who signs vouches for what is in it
             sign(bundle_folder, key)
         info = read_info(bundle_folder, self.trusted)
         folder = self._version(info.pipeline, info.version)
         there = self._storage.fetch(*folder)
-        if there is not None:
-            if read_info(there) != info:
-                raise RegistryError(f"{self._named(folder)} holds another bundle: expected none, or the same")
-            return info.version
-        self._storage.put(bundle_folder, *folder)
-        self.verify(info.pipeline, info.version)  # what arrived, not what was sent
+        if there is None:
+            self._storage.put(bundle_folder, *folder)
+        else:
+            self._add_signature(bundle_folder, there, folder)
+        there = self._fetched(info.pipeline, info.version)  # what arrived, not what was sent
+        if read_info(there, self.trusted) != info:
+            raise RegistryError(f"{self._named(folder)} holds another bundle: expected none, or the same")
         return info.version
+
+    def _add_signature(self, bundle: Path, there: Path, folder: tuple[str, str, str]) -> None:
+        """A version that was published unsigned may be signed later: one file more, none changed."""
+        same = (bundle / MANIFEST).read_bytes() == (there / MANIFEST).read_bytes()
+        if same and (bundle / SIGNATURE).exists() and not (there / SIGNATURE).exists():
+            self._storage.create((bundle / SIGNATURE).read_bytes(), *folder, SIGNATURE)
 
     def promote(
         self, pipeline: str, version: str, why: str, *, by: str = "unknown", figures: dict[str, Any] | None = None
@@ -110,13 +119,15 @@ class Registry:
         self, pipeline: str, why: str, *, by: str = "unknown", figures: dict[str, Any] | None = None
     ) -> str | None:
         """Let the challenger run no more; returns which that was. Without one nothing changes."""
-        before = self.pointers(pipeline).challenger
+        withdrawn = None
 
         def plan(now: Pointers) -> Planned | None:
-            return None if now.challenger is None else (now.challenger.version, now.champion, now.champion, None)
+            nonlocal withdrawn
+            withdrawn = None if now.challenger is None else now.challenger.version
+            return None if withdrawn is None else (withdrawn, now.champion, now.champion, None)
 
         self._change(pipeline, "withdraw", plan, why, by, figures)
-        return None if before is None else before.version
+        return withdrawn
 
     def rollback(self, pipeline: str, why: str, *, by: str = "unknown", figures: dict[str, Any] | None = None) -> str:
         """Point back at the version that the champion replaced; returns it. A challenger is withdrawn.
@@ -154,12 +165,8 @@ class Registry:
                         why=change.why)  # fmt: skip
 
     def path(self, pipeline: str, version: str) -> Path:
-        """A local folder with a published bundle. Raises RegistryError when there is none."""
-        found = self._storage.fetch(*self._version(pipeline, version))
-        if found is None:
-            known = ", ".join(self.versions(pipeline)[-5:]) or "none"
-            raise RegistryError(f"{pipeline} has no version {version} in {self.root}: expected one of: {known}")
-        return found
+        """A local folder with a published bundle that passes `verify`. Raises RegistryError and BundleError."""
+        return self._verified(pipeline, version)[0]
 
     def pipelines(self) -> list[str]:
         """Names of the pipelines that have versions."""
@@ -178,16 +185,29 @@ class Registry:
         return [self._read(pipeline, name) for name in self._changes(pipeline)]
 
     def verify(self, pipeline: str, version: str) -> BundleInfo:
-        """Check checksums and signature of a version. Raises BundleError, RegistryError for a bundle out of place."""
-        path = self.path(pipeline, version)
-        info = read_info(path, self.trusted)
-        if (info.pipeline, info.version) != (pipeline, version):
-            raise RegistryError(f"{path} holds {info.pipeline} {info.version}: expected {pipeline} {version}")
-        return info
+        """Check checksums and, where keys are trusted, the signature of a version.
+
+        Raises BundleError, and RegistryError for a version that is not there or a bundle out of place.
+        """
+        return self._verified(pipeline, version)[1]
 
     def signed(self, pipeline: str, version: str) -> bool:
-        """Whether somebody has signed a version; who, only `verify` asks."""
-        return (self.path(pipeline, version) / "SIGNATURE.json").exists()
+        """Whether somebody has signed a version; by whom, only `verify` asks."""
+        return (self._fetched(pipeline, version) / SIGNATURE).exists()
+
+    def _verified(self, pipeline: str, version: str) -> tuple[Path, BundleInfo]:
+        folder = self._fetched(pipeline, version)
+        info = read_info(folder, self.trusted)
+        if (info.pipeline, info.version) != (pipeline, version):
+            raise RegistryError(f"{folder} holds {info.pipeline} {info.version}: expected {pipeline} {version}")
+        return folder, info
+
+    def _fetched(self, pipeline: str, version: str) -> Path:
+        found = self._storage.fetch(*self._version(pipeline, version))
+        if found is None:
+            known = ", ".join(self.versions(pipeline)[-5:]) or "none"
+            raise RegistryError(f"{pipeline} has no version {version} in {self.root}: expected one of: {known}")
+        return found
 
     def _change(
         self, pipeline: str, action: Action, plan: Plan, why: str, by: str, figures: dict[str, Any] | None
@@ -204,7 +224,7 @@ class Registry:
                 seq=now.seq + 1, at=at, by=by, action=action, from_=from_, to=to, why=why, figures=figures or {},
                 champion=champion, challenger=challenger, since=at if champion != now.champion else now.since,
             )  # fmt: skip
-            data = msgspec.json.format(msgspec.json.encode(change), indent=1)
+            data = msgspec.json.format(msgspec.json.encode(change, enc_hook=_plain), indent=1)
             if self._storage.create(data, self._pipeline(pipeline), "changes", f"{change.seq:08d}.json"):
                 return Pointers(seq=change.seq, champion=champion, challenger=challenger, since=change.since, why=why)
 
@@ -241,3 +261,10 @@ class Registry:
 
     def _named(self, path: tuple[str, ...]) -> str:
         return "/".join((str(self.root), *path))
+
+
+def _plain(value: object) -> object:
+    """Figures are often numpy scalars."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} in a change's figures: expected JSON values")

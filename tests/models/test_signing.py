@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 
 import pytest
 
-from models.bundle import load_bundle
+from models.bundle import load_bundle, read_info
 from models.errors import BundleError, SettingsError
 from models.registry import Registry
 from models.signing import keygen, load_keys, sign
@@ -58,6 +59,43 @@ def test_a_manifest_made_anew_is_forged_however_right_its_checksums_are(keys, ma
     load_bundle(folder, pipeline)
     with pytest.raises(BundleError, match="signature"):
         load_bundle(folder, pipeline, trusted)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"key": "x", "signature": "é"}', '{"key": "x", "signature": "AA"}'])
+def test_nonsense_for_a_signature_is_refused_as_any_other(keys, make_bundle, text):
+    """Whoever can write the folder must not be able to stop a worker with it."""
+    folder = make_bundle().folder
+    (folder / "SIGNATURE.json").write_text(text)
+    with pytest.raises(BundleError, match="signature"):
+        read_info(folder, load_keys(keys / "trusted"))
+
+
+def test_what_is_damaged_is_not_signed(keys, make_bundle, tmp_path):
+    """Who signs vouches for what is in it."""
+    folder = make_bundle().folder
+    (folder / "card.md").write_bytes(b"")
+    with pytest.raises(BundleError, match="checksum"):
+        Registry(tmp_path / "registry").publish(folder, key=keys / "trusted/ours")
+    assert not (folder / "SIGNATURE.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_a_version_that_is_there_unsigned_may_be_signed_later(keys, make_bundle, tmp_path, kind):
+    """By publishing it again; copies that were made before learn of it. What is there stays, a signature too."""
+    root = tmp_path / "registry" if kind == "folder" else f"memory://{uuid.uuid4().hex}"
+    folder, cache = make_bundle().folder, tmp_path / "cache"
+    version = Registry(root, cache=cache).publish(folder)
+    registry = Registry(root, cache=cache, trusted=load_keys(keys / "trusted"))
+    for call in (registry.verify, registry.path, lambda *at: registry.promote(*at, "")):
+        with pytest.raises(BundleError, match="unsigned"):
+            call("small", version)
+    registry.publish(folder, key=keys / "trusted/ours")
+    registry.promote("small", version, "signed")
+    keygen(keys / "trusted/new")
+    Registry(root, cache=cache).publish(folder, key=keys / "trusted/new")
+    (keys / "trusted/ours.pub").unlink()
+    with pytest.raises(BundleError, match="expected one of"):
+        Registry(root, cache=cache, trusted=load_keys(keys / "trusted")).publish(folder)
 
 
 def test_a_private_key_is_for_its_owner_and_never_overwritten(keys):
